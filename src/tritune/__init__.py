@@ -1,0 +1,41 @@
+"""tritune: adapt one language model three ways, compare them honestly on your data, use the result.
+
+Public names are imported on first use, so `import tritune` is quick and loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from tritune.methods import METHODS
+
+#: public name -> module that defines it; the methods' configs come from their own table
+_NAMES = {
+    "adapt": "tritune.adapt",
+    "compare": "tritune.compare",
+    "Plan": "tritune.compare",
+    "load_base": "tritune.models.load",
+    "load": "tritune.adaptation",
+    "classification": "tritune.tasks.classification",
+    "TemplateSpec": "tritune.text.template",
+    "Training": "tritune.run",
+    "Split": "tritune.tasks.base",
+    "TrituneError": "tritune.errors",
+}
+
+
+def _table() -> dict[str, str]:
+    configs = (entry.partition(":") for entry in METHODS.values())
+    return {**_NAMES, **{name: module for module, _, name in configs}}
+
+
+def __getattr__(name: str) -> Any:
+    module = _table().get(name)
+    if module is None:
+        raise AttributeError(f"module 'tritune' has no attribute '{name}'")
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_table())

@@ -1,0 +1,175 @@
+"""One method on one base for one task: choose nothing, train, keep what serving needs.
+
+`Trial` is the piece that comparisons are made of: a run that can pause (to see which learning rate leads) and go on.
+Knows tasks, bases, methods and the loop; no statistics, no report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from tritune.adaptation import Adaptation, Origin, base_ref, encoder_for
+from tritune.errors import BadData, Mismatch, Problem
+from tritune.evaluate import examples
+from tritune.evaluate.record import CurvePoint
+from tritune.methods import method as method_named
+from tritune.methods import method_of
+from tritune.methods.base import Delta
+from tritune.models.load import Base
+from tritune.progress import Progress, Silent
+from tritune.run import Run, Training
+from tritune.spec import MethodConfig, digest
+from tritune.tasks.base import Example, Split, Task
+from tritune.train.loop import Event, Measured, total_steps, train
+from tritune.train.state import TrainState
+
+
+@dataclass
+class Trial:
+    """One run of one method: everything that can change its result, and where it stands.
+
+    Args:
+        resume: a saved state of the same run. It is taken over, not copied.
+    """
+
+    base: Base
+    task: Task
+    config: MethodConfig
+    training: Training
+    learning_rate: float
+    seed: int
+    resume: TrainState | None = None
+    delta: Delta = field(init=False)
+    curve: list[CurvePoint] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.method = method_of(self.config)
+        self.delta = self.method.init(self.config, self.base, torch.Generator().manual_seed(self.seed))
+        encoder = encoder_for(self.base, self.delta)
+        self._train = examples.encode(self.task, _needed(self.task, Split.TRAIN), encoder)
+        self._dev = examples.encode(self.task, self.task.examples(Split.DEV), encoder)
+        if self.training.evaluations and not self._dev.examples:
+            raise Mismatch(
+                "There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0."
+            )
+
+    def events(self, *, until: int | None = None, save: Callable[[TrainState], None] | None = None) -> Iterator[Event]:
+        """Train on, to the end or to step `until`; then `save` has the state to go on from.
+
+        Raises:
+            Diverged: a loss or gradient is not finite.
+        """
+        resume, self.resume = self.resume, None
+        for event in train(
+            self.training,
+            self.base,
+            self.delta,
+            self._train.encoded,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            evaluate=self._evaluate if self.training.evaluations else None,
+            save=save,
+            resume=resume,
+            until=until,
+        ):
+            if event.kind in ("step", "evaluation"):
+                self.curve.append(event.point)
+            yield event
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.training, self._train.encoded, self.seed)
+
+    @property
+    def best(self) -> CurvePoint | None:
+        """The evaluation whose weights are kept; None: dev was never looked at, the last weights are."""
+        seen = [point for point in self.curve if point.dev_score is not None]
+        return max(seen, key=lambda point: point.merit, default=None)
+
+    def _evaluate(self) -> Measured:
+        answers = examples.answer(self.base, self.task, self._dev)
+        results = examples.judge(self.task, self._dev, answers)
+        return Measured(sum(r.score for r in results) / len(results), examples.mean_loss(self._dev, answers))
+
+    def document(self) -> Run:
+        """The run as a document."""
+        return Run(
+            base=base_ref(self.base),
+            task=self.task.spec,
+            data=data_digests(self.task),
+            method=self.method.kind,
+            config=self.config,
+            training=self.training.model_copy(update={"learning_rate": self.learning_rate}),
+            seed=self.seed,
+        )
+
+    def adaptation(self) -> Adaptation:
+        """What was learned, as it will be served. The training state goes."""
+        tensors = self.delta.export()
+        steps = self.curve[-1].step if self.curve else 0
+        origin = Origin(self.training, self.learning_rate, self.seed, steps, data_digests(self.task))
+        del self.delta
+        return Adaptation(self.base, self.task, self.config, tensors, origin)
+
+
+def adapt(
+    base: Base,
+    task: Task,
+    *,
+    method: MethodConfig | str = "lora",
+    training: Training | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Adaptation:
+    """Adapt a base to a task by one method, and return the best step on dev.
+
+    Args:
+        method: a config such as `tt.LoRA(rank=8)`, or a method's name for its defaults.
+        training: how long and how fast; by default three passes at the method's own learning rate.
+
+    Raises:
+        BadData: rows that cannot be trained on.
+        Diverged: a loss or gradient was not finite.
+    """
+    config = method_named(method).Config() if isinstance(method, str) else method
+    training = training or Training()
+    rate = training.learning_rate or method_of(config).learning_rate
+    trial = Trial(base, task, config, training, rate, seed)
+    follow(trial.events(), progress or Silent(), f"train {trial.method.kind}")
+    return trial.adaptation()
+
+
+def follow(events: Iterator[Event], progress: Progress, name: str) -> list[Event]:
+    """Run through events, telling progress about each; returns them all."""
+    seen: list[Event] = []
+    score: float | None = None
+    for event in events:
+        if not seen:
+            progress.stage(name, event.total - event.step + 1, "steps")
+        seen.append(event)
+        point = event.point
+        score = point.dev_score if point.dev_score is not None else score
+        speed = point.tokens / point.seconds if point.seconds else None
+        progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
+        if event.kind == "stopped":
+            progress.say(f"{name}: stopped early, {event.reason}")
+    return seen
+
+
+def data_digests(task: Task) -> dict[str, str]:
+    """Digest of the rows of each split: texts and labels, in order."""
+    found: Mapping[Split, list[list[object]]] = {
+        split: [[dict(row.fields), row.label] for row in task.examples(split)] for split in Split
+    }
+    return {split.value: digest(rows) for split, rows in found.items() if rows}
+
+
+def _needed(task: Task, split: Split) -> tuple[Example, ...]:
+    rows = tuple(task.examples(split))
+    if not rows:
+        raise BadData(f"The task has no {split} rows.", [Problem(split, "empty")], "Give labelled rows to learn from.")
+    return rows

@@ -1,0 +1,186 @@
+"""How long work shows itself on standard error: one live bar on a terminal, sparse plain lines elsewhere, or nothing.
+
+Implements `tritune.progress.Progress`. Knows stages and figures; no model and no command.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from tritune.progress import Progress, Silent
+from tritune.report import units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: seconds between two plain lines of one stage
+EVERY = 15.0
+#: redraws per second: drawing takes time from the work
+REDRAWS = 2.0
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[Progress]:
+    """The progress that suits standard error; the bar is gone when the context ends, however it ends."""
+    if quiet:
+        yield Silent()
+        return
+    console = Console(stderr=True, highlight=False)
+    progress = Terminal(console) if console.is_terminal else Plain(console)
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+@dataclass
+class Stage:
+    """One stretch of work, and how its state is told."""
+
+    name: str
+    total: float
+    unit: str
+    done: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def advance(self, amount: float, figures: Mapping[str, float | None]) -> None:
+        self.done += amount
+        self.figures |= {name: value for name, value in figures.items() if value is not None}
+
+    def counted(self) -> str:
+        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
+
+    def told(self) -> str:
+        """Speed and the newest figures."""
+        shown = dict(self.figures)
+        speed = shown.pop("tokens_per_second", None)
+        parts = [] if speed is None else [f"{units.rate(speed, 'en')} tok/s"]
+        return " ".join(parts + [f"{name} {value:.3f}" for name, value in shown.items()])
+
+    def left(self) -> str:
+        """Time left at the pace so far; nothing while there is no pace."""
+        if not self.done or self.done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+        return f"{units.seconds(max(1.0, seconds), 'en')} left"
+
+
+def peak_memory() -> str:
+    """The most memory held at once since it was last measured: of this process, or on a GPU what torch took there."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"peak {units.size(torch.cuda.max_memory_allocated(), 'en')}"
+    if sys.platform == "win32":
+        import psutil
+
+        return f"peak {units.size(psutil.Process().memory_info().peak_wset, 'en')}"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"peak {units.size(peak if sys.platform == 'darwin' else 1024 * peak, 'en')}"
+
+
+class Terminal:
+    """One bar for the current stage, and the lines worth keeping above it."""
+
+    def __init__(self, console: Console) -> None:
+        columns = ("name", "counted", "told", "left", "memory")
+        texts = [
+            TextColumn(f"{{task.fields[{name}]}}", style="" if name == "name" else "dim", markup=False)
+            for name in columns
+        ]
+        self._bars = Bars(
+            texts[0],
+            BarColumn(bar_width=16),
+            *texts[1:],
+            console=console,
+            transient=True,
+            redirect_stdout=False,  # standard output is for results only
+            refresh_per_second=REDRAWS,
+        )
+        self._stage: Stage | None = None
+        self._task: TaskID | None = None
+
+    def stage(self, name: str, total: float, unit: str) -> None:
+        self.close()
+        self._stage = Stage(name, total, unit)
+        self._task = self._bars.add_task("", total=total, **self._fields())
+        self._bars.start()
+
+    def advance(self, amount: float, **figures: float | None) -> None:
+        if self._stage is not None and self._task is not None:
+            self._stage.advance(amount, figures)
+            self._bars.update(self._task, advance=amount, **self._fields())
+
+    def say(self, message: str) -> None:
+        self._bars.console.print(Text(message))
+
+    def close(self) -> None:
+        """End the current stage and take its bar away."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._bars.stop()
+        self._stage = self._task = None
+
+    def _fields(self) -> dict[str, str]:
+        stage = self._stage
+        assert stage is not None
+        return {
+            "name": stage.name,
+            "counted": stage.counted(),
+            "told": stage.told(),
+            "left": stage.left(),
+            "memory": peak_memory(),
+        }
+
+
+class Plain:
+    """A line when a stage begins, every now and then, and when it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage: Stage | None = None
+        self._last = 0.0
+
+    def stage(self, name: str, total: float, unit: str) -> None:
+        self.close()
+        self._stage = Stage(name, total, unit)
+        self._last = time.monotonic()
+
+    def advance(self, amount: float, **figures: float | None) -> None:
+        if self._stage is None:
+            return
+        self._stage.advance(amount, figures)
+        if time.monotonic() - self._last >= EVERY:
+            self._tell(self._stage)
+
+    def say(self, message: str) -> None:
+        if self._stage is not None and self._stage.done >= self._stage.total:
+            self.close()
+        self._print(message)
+
+    def close(self) -> None:
+        """Tell how the current stage ended."""
+        if self._stage is not None and self._stage.done:
+            self._tell(self._stage)
+        self._stage = None
+
+    def _tell(self, stage: Stage) -> None:
+        self._last = time.monotonic()
+        parts = (stage.counted(), stage.told(), stage.left(), peak_memory())
+        self._print(f"{stage.name}: {', '.join(part for part in parts if part)}")
+
+    def _print(self, message: str) -> None:
+        # A log is cut at no width; a carriage return inside would hide what stands before it.
+        self._console.print(Text(message), soft_wrap=True)

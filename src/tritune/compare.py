@@ -1,0 +1,271 @@
+"""The main job: every method on the same data, measured side by side, with plain prompting as the baseline.
+
+For each method the learning rate is chosen on dev from a grid of equal size and equal cost: all rates start, run a
+share of the steps, and the best goes on to the end. Then further seeds with that rate. The test set is touched once per
+adaptation, after everything was chosen, through the path that serves. Knows no method by name.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from tritune.adapt import Trial, follow
+from tritune.adaptation import Evaluation, base_ref, encoder_for, evaluation
+from tritune.errors import Diverged, Mismatch, Problem
+from tritune.evaluate import examples
+from tritune.evaluate.caveats import caveat_text, caveats
+from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
+from tritune.evaluate.stats import compare_pairs
+from tritune.measure import Cost, measured
+from tritune.methods import METHODS
+from tritune.methods import method as method_named
+from tritune.models.load import Base
+from tritune.progress import Progress, Silent
+from tritune.run import Training
+from tritune.spec import Frozen, MethodConfig, Strategy
+from tritune.store.files import write_json, write_text
+from tritune.tasks.base import Example, Split, Task
+from tritune.train.state import TrainState
+
+
+class Plan(Frozen):
+    """What to compare, and how hard to try. The same effort for every method.
+
+    methods: kinds, or configs by kind in `configs`.
+    seeds: runs per method; the first one is also the search's.
+    shots: solved examples for few-shot prompting (at least one per label is advisable); 0: no few-shot baseline.
+    rates: learning rates to try, as factors of each method's default rate.
+    search_share: share of all steps that every rate gets before one is chosen.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    configs: Mapping[str, MethodConfig] = {}
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    shots: int = Field(default=4, ge=0)
+    rates: tuple[float, ...] = Field(default=(1 / 3, 1.0, 3.0), min_length=1)
+    search_share: float = Field(default=0.25, gt=0, le=1)
+    training: Training = Training()
+
+
+@dataclass
+class Found:
+    """What a comparison gathers while it runs."""
+
+    entries: list[Entry] = field(default_factory=list)
+    results: dict[str, dict[int, tuple[ExampleResult, ...]]] = field(default_factory=dict)
+
+    def add(self, entry: Entry, results: Sequence[ExampleResult], out: Path) -> None:
+        self.entries.append(entry)
+        self.results.setdefault(entry.method, {})[entry.seed] = tuple(results)
+        lines = [json.dumps(r.model_dump(mode="json"), ensure_ascii=False) for r in results]
+        write_text(out / "examples" / f"{entry.method}-{entry.seed}.jsonl", "\n".join(lines) + "\n")
+        write_json(out / "entries" / f"{entry.method}-{entry.seed}.json", entry.model_dump(mode="json"))
+
+
+def compare(
+    base: Base, task: Task, plan: Plan, out: Path, *, command: str = "", progress: Progress | None = None
+) -> tuple[Comparison, Mapping[str, Mapping[int, tuple[ExampleResult, ...]]]]:
+    """Measure everything in the plan; adaptations are stored below `out`.
+
+    Returns:
+        The comparison, and the judged test examples by method and seed.
+
+    Raises:
+        Mismatch: an unknown method, or no test rows.
+        Diverged: every learning rate of a method diverged.
+    """
+    progress = progress or Silent()
+    configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
+    _check(task, plan)
+    found = Found()
+    for name, shots in _prompting(task, plan):
+        _measure_prompting(base, task, name, shots, found, out, progress)
+    for kind, config in configs.items():
+        _measure_method(base, task, kind, config, plan, found, out, progress)
+    return _comparison(base, task, plan, found, command), found.results
+
+
+def _check(task: Task, plan: Plan) -> None:
+    problems = [Problem(split, "no rows") for split in Split if not task.examples(split)]
+    problems += [Problem(f"seed {s}", "given twice") for s in set(plan.seeds) if plan.seeds.count(s) > 1]
+    Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
+
+
+def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
+    yield "zero-shot", ()
+    if plan.shots:
+        yield "few-shot", tuple(task.shots(plan.shots, plan.seeds[0]))
+
+
+def _measure_prompting(
+    base: Base, task: Task, name: str, shots: tuple[Example, ...], found: Found, out: Path, progress: Progress
+) -> None:
+    rows = task.examples(Split.TEST)
+    progress.stage(name, len(rows), "rows")
+    with measured() as cost:
+        encoded = examples.encode(task, rows, encoder_for(base), shots)
+        answers = examples.answer(base, task, encoded, progress=progress.advance)
+    measurement = evaluation(task, examples.judge(task, encoded, answers))
+    entry = _entry(measurement, name, Strategy.PROMPTING, 0, cost)
+    found.add(entry, measurement.results, out)
+    progress.say(_line(entry))
+
+
+def _measure_method(
+    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, found: Found, out: Path, progress: Progress
+) -> None:
+    trial, search = _search(base, task, kind, config, plan, progress)
+    rate = trial.learning_rate
+    for seed in plan.seeds:
+        if seed != plan.seeds[0]:
+            trial = Trial(base, task, config, plan.training, rate, seed)
+        with measured() as training_cost:
+            follow(trial.events(), progress, f"{kind}, seed {seed}")
+        trained = sum(p.numel() for p in trial.delta.trainable().values())
+        adaptation = trial.adaptation()
+        stored = adaptation.save_below(out / "adaptations")
+        with measured() as evaluation_cost:
+            measurement = adaptation.evaluate(progress=progress)
+        last = trial.curve[-1]
+        entry = _entry(measurement, kind, adaptation.method.strategy, seed, evaluation_cost).model_copy(
+            update={
+                "trainable_parameters": trained,
+                "stored_bytes": stored.bytes,
+                "train_seconds": last.seconds,
+                "train_tokens_per_second": last.tokens / last.seconds,
+                "train_peak_bytes": training_cost.peak_bytes,
+                "adaptation": str(stored.folder),
+                "learning_rate": rate,
+                "config": config.model_dump(mode="json"),
+                "train_rows": len(task.examples(Split.TRAIN)),
+                "best_step": trial.best.step if trial.best else last.step,
+                "search": search,
+                "curve": tuple(trial.curve),
+            }
+        )
+        found.add(entry, measurement.results, out)
+        progress.say(_line(entry))
+
+
+def _search(
+    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, progress: Progress
+) -> tuple[Trial, tuple[SearchPoint, ...]]:
+    """Every rate runs its share of the steps with the first seed; the best, paused, goes on from there.
+
+    Raises:
+        Diverged: none of the rates stayed finite.
+    """
+    default = method_named(kind).learning_rate
+    leader: Trial | None = None
+    points: list[SearchPoint] = []
+    rates = (plan.training.learning_rate,) if plan.training.learning_rate else tuple(default * f for f in plan.rates)
+    for rate in sorted(rates):
+        states: list[TrainState] = []
+        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0])
+        if len(rates) == 1:
+            return trial, ()
+        steps = max(1, round(plan.search_share * trial.total_steps))
+        try:
+            follow(trial.events(until=steps, save=states.append), progress, f"{kind}, rate {rate:.2g}")
+        except Diverged as error:
+            progress.say(f"{kind}: rate {rate:.2g} diverged. {error}")
+        best = trial.best if states else None
+        points.append(
+            SearchPoint(
+                learning_rate=rate,
+                steps=steps,
+                dev_loss=best.dev_loss if best else None,
+                dev_score=best.dev_score if best else None,
+                chosen=False,
+            )
+        )
+        if best and (leader is None or leader.best is None or best.merit > leader.best.merit):
+            trial.resume = states[-1]
+            leader = trial
+    if leader is None:
+        raise Diverged(f"{kind}: every learning rate of the search diverged: {[p.learning_rate for p in points]}.")
+    chosen = leader.learning_rate
+    return leader, tuple(p.model_copy(update={"chosen": p.learning_rate == chosen}) for p in points)
+
+
+def _entry(measurement: Evaluation, name: str, strategy: Strategy, seed: int, cost: Cost) -> Entry:
+    return Entry(
+        method=name,
+        strategy=strategy.value,
+        seed=seed,
+        metric=measurement.metric,
+        score=measurement.score,
+        low=measurement.low,
+        high=measurement.high,
+        n=measurement.n,
+        trainable_parameters=0,
+        stored_bytes=0,
+        train_seconds=0.0,
+        train_tokens_per_second=None,
+        train_peak_bytes=None,
+        eval_peak_bytes=cost.peak_bytes,
+        seconds_per_1000_rows=1000 * cost.seconds / measurement.n,
+        adaptation=None,
+    )
+
+
+def _line(entry: Entry) -> str:
+    return (
+        f"{entry.method}: {entry.metric} {entry.score:.3f} "
+        f"(95 % interval {entry.low:.3f} to {entry.high:.3f}, n = {entry.n}), trained {entry.train_seconds:.0f} s"
+    )
+
+
+def _comparison(base: Base, task: Task, plan: Plan, found: Found, command: str) -> Comparison:
+    facts = task.describe()
+    pairs = compare_pairs(found.results)
+    limits = caveats(
+        found.entries,
+        pairs,
+        results=found.results,
+        dev_rows=len(task.examples(Split.DEV)),
+        train_rows_available=facts.get("rows_available", {}).get("train"),
+        near_duplicates=facts.get("near_duplicates", 0),
+    )
+    return Comparison(
+        entries=tuple(found.entries),
+        pairs=pairs,
+        caveats=tuple(caveat_text(limit) for limit in limits),
+        caveat_keys=limits,
+        base=base_ref(base).model_dump(mode="json"),
+        task=facts,
+        training=plan.model_dump(mode="json", exclude={"configs", "methods"}),
+        environment=environment(),
+        command=command,
+    )
+
+
+def environment() -> dict[str, object]:
+    """The machine and the versions that figures were made with."""
+    return {
+        "tritune": version("tritune"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

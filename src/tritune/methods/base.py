@@ -1,0 +1,219 @@
+"""What a method is: how one adaptation is made, trained, stored and put back. One file per method, one line in the table.
+
+    Method.init -> Delta      the learned part of one adaptation; itself the `Edits` for "every row is mine"
+    Delta.export / Method.load      exactly what serving needs, by name
+    Bank                      many deltas, of any kinds, in one batch: the correct slow way
+
+Knows bases and tensors; no task, no optimizer, no file.
+Shapes: N packed tokens, D and E input and output width of a site, P virtual tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tritune.errors import Mismatch, NotMergeable, Problem
+from tritune.models.base import LINEAR_ROLES, Role, Segment, Site
+from tritune.models.dtype import at_least_float32
+from tritune.models.load import Base
+from tritune.spec import Frozen, MethodConfig, Scope, Strategy
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+class Budget(Frozen):
+    """What a config costs on a base, by arithmetic alone.
+
+    `trained` and `stored` count numbers, `stored_bytes` bytes of the exported tensors. `added_flops` are floating point
+    operations that a forward pass gains per packed token of a row (a virtual prompt passes once per batch, not per row).
+    """
+
+    trained: int
+    stored: int
+    stored_bytes: int
+    added_flops: int = 0
+
+
+class Delta(nn.Module, ABC):
+    """The learned part of one adaptation. Its parameters are kept in fp32 even where the base computes in less.
+
+    By default every parameter trains. A tensor's name is a site's key and its part ("layers.3.attn.q.A").
+    """
+
+    def __init__(self, sites: Sequence[Site] = ()) -> None:
+        super().__init__()
+        self._sites = tuple(sites)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Add a parameter; names may hold dots, which torch reserves."""
+        self.register_parameter(name.replace(".", "/"), nn.Parameter(at_least_float32(tensor)))
+
+    def part(self, site: Site, name: str) -> nn.Parameter:
+        parameter = self._parameters[f"{site.key}.{name}".replace(".", "/")]
+        assert parameter is not None
+        return parameter
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """Exactly what the optimizer gets."""
+        return {name.replace("/", "."): p for name, p in self.named_parameters()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to train on: more than `export` where an encoder is thrown away afterwards."""
+        return {name.replace("/", "."): tensor for name, tensor in self.state_dict().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`, strict."""
+        torch_names = {name.replace("/", "."): name for name in self.state_dict()}
+        self.load_state_dict({torch_names.get(name, name): tensor for name, tensor in state.items()})
+
+    @abstractmethod
+    def export(self) -> dict[str, Tensor]:
+        """What serving needs, and no tensor of the base."""
+
+    # --- the door ---
+
+    def sites(self) -> Sequence[Site]:
+        return self._sites
+
+    def segments(self) -> Sequence[Segment]:
+        return ()
+
+    def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
+        return y_NE
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}
+
+
+class Method(ABC, Generic[C]):
+    """One concrete way inside a strategy. Stateless."""
+
+    kind: ClassVar[str]
+    strategy: ClassVar[Strategy]
+    scope: ClassVar[Scope] = Scope.ROW
+    Config: type[C]
+    #: one sentence for help texts
+    summary: ClassVar[str]
+    #: peak learning rate of AdamW that works without a search
+    learning_rate: ClassVar[float]
+    #: small configs that reach every option; the laws run each of them
+    variants: ClassVar[Sequence[MethodConfig]]
+
+    @abstractmethod
+    def budget(self, config: C, base: Base) -> Budget:
+        """Arithmetic, no tensor made."""
+
+    @abstractmethod
+    def init(self, config: C, base: Base, rng: torch.Generator) -> Delta:
+        """A fresh delta, ready to train."""
+
+    @abstractmethod
+    def shapes(self, config: C, base: Base) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of what `export` gives."""
+
+    def load(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
+        """A delta that answers as the exported one did.
+
+        Raises:
+            Mismatch: with every missing, surplus, misshapen or non-finite tensor.
+        """
+        Mismatch.check(
+            f"These tensors are no '{self.kind}' adaptation of {base.name} with {config!r}.",
+            self.misfits(config, base, tensors),
+        )
+        return self._load(config, base, tensors)
+
+    def misfits(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> list[Problem]:
+        """Every difference between these tensors and what `export` would give."""
+        return misfits(tensors, self.shapes(config, base))
+
+    @abstractmethod
+    def _load(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> Delta: ...
+
+    def identity_at_start(self, config: C) -> bool:
+        """Whether a fresh delta leaves every output of the base as it is."""
+        return True
+
+    def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
+        """The base's parameters that change when the delta is folded into them, by name.
+
+        Raises:
+            NotMergeable: there are no such weights; says why.
+        """
+        raise NotMergeable(f"'{self.kind}' has no equal among the base's own weights.")
+
+
+def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
+    """Every difference between the tensors that are there and those that should be."""
+    found = [Problem(name, "missing") for name in shapes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            found.append(Problem(name, "does not belong to this method on this base"))
+        elif tuple(tensor.shape) != tuple(shapes[name]):
+            found.append(Problem(name, f"has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"))
+        elif not bool(torch.isfinite(tensor).all()):
+            found.append(Problem(name, "holds values that are not finite"))
+    return found
+
+
+def sites_of(base: Base, roles: Sequence[Role]) -> tuple[Site, ...]:
+    """The base's sites with these roles.
+
+    Raises:
+        Mismatch: a role that no layer of this base has (an adaptation that matches nothing would answer as the base).
+    """
+    absent = [role for role in roles if all(site.role != role for site in base.sites)]
+    present = sorted({str(site.role) for site in base.sites})
+    Mismatch.check(
+        f"{base.name} lacks places that this method was asked to act at.",
+        [Problem(f"role '{role}'", "no layer has it") for role in absent],
+        hint=f"Roles of this base: {', '.join(present)}.",
+    )
+    return tuple(site for site in base.sites if site.role in roles)
+
+
+def linear_roles(base: Base) -> tuple[Role, ...]:
+    """All linear roles this base has (GPT-2 has no gate)."""
+    present = {site.role for site in base.sites}
+    return tuple(role for role in LINEAR_ROLES if role in present)
+
+
+class Bank:
+    """Many adaptations, of any kinds, on one base in one batch. Row by row the right one answers; BARE rows none.
+
+    The slow correct way: one call per slot and site. Faster banks must equal it.
+
+    Raises:
+        Mismatch: an adaptation that replaces the whole base cannot share a batch.
+    """
+
+    def __init__(self, deltas: Mapping[int, Delta]) -> None:
+        Mismatch.check(
+            "These adaptations cannot share a batch.",
+            [Problem(f"slot {slot}", "replaces the whole base") for slot, d in deltas.items() if d.weights()],
+        )
+        self.deltas = dict(deltas)
+        self._keys = {slot: {site.key for site in delta.sites()} for slot, delta in deltas.items()}
+
+    def sites(self) -> Sequence[Site]:
+        return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
+
+    def segments(self) -> Sequence[Segment]:
+        return [Segment(s.embeddings_PD, slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+
+    def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
+        assert slot_N is not None, "a bank needs a batch with slots"
+        for slot, delta in self.deltas.items():
+            if site.key in self._keys[slot]:
+                mine = (slot_N == slot).nonzero()[:, 0]
+                if len(mine):
+                    y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
+        return y_NE
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}

@@ -1,0 +1,98 @@
+"""The one attention function: every row sees its own past and the segments it declares, nothing else.
+
+Registered with transformers' AttentionInterface under NAME; the layout arrives as the keyword argument `layout`.
+No mask function is registered under that name, so transformers builds no mask. What a model hands over is honoured
+(scaling, sliding window, soft cap) or refused; ignoring it would be a silently wrong model.
+Shapes: N packed tokens, B spans, L queries, S keys, H query heads, K key heads, G = H / K, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from tritune.errors import UnsupportedBase
+from tritune.models.dtype import at_least_float32
+from tritune.models.layout import Group, Layout
+
+NAME = "tritune_packed"
+
+#: from this many scores per span and head on, the fused kernel that never stores them beats the plain product
+FUSED_FROM = 384 * 384
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    layout: Layout | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention over packed rows.
+
+    Args:
+        query, key, value: (1, H, N, d), (1, K, N, d), (1, K, N, d), positions already applied.
+        layout: who sees whom.
+
+    Returns:
+        (1, N, H, d), and no attention weights.
+
+    Raises:
+        UnsupportedBase: the model asks for something this function does not do.
+    """
+    if layout is None:
+        raise UnsupportedBase(
+            "This model does not hand the batch's layout to its attention function; it cannot be packed."
+        )
+    refused = {"attention sinks": s_aux is not None, "a mask": attention_mask is not None, "dropout": dropout > 0.0}
+    if any(refused.values()):
+        asked = ", ".join(name for name, given in refused.items() if given)
+        raise UnsupportedBase(f"This model's attention uses {asked}, which packed rows do not support.")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q_NHd, k_NKd, v_NKd = (t[0].transpose(0, 1) for t in (query, key, value))
+    outputs = []
+    for group in layout.groups:
+        y_BLHd = _attend(group, q_NHd, k_NKd, v_NKd, scale, sliding_window, softcap)
+        flat = y_BLHd.flatten(0, 1)
+        outputs.append(flat if group.kept is None else flat.index_select(0, group.kept))
+    y_NHd = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).index_select(0, layout.back_N)
+    return y_NHd[None], None
+
+
+def _attend(
+    group: Group, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """(B, L, H, d) for one group, all heads."""
+    (B, L), S = group.query_BL.shape, group.key_BS.shape[1]
+    H, K, d = q_NHd.shape[1], k_NKd.shape[1], q_NHd.shape[2]
+    q_BLHd = q_NHd.index_select(0, group.query_BL.flatten()).view(B, L, H, d)
+    k_BKSd, v_BKSd = (
+        t.index_select(0, group.key_BS.flatten()).view(B, S, K, t.shape[-1]).transpose(1, 2) for t in (k_NKd, v_NKd)
+    )
+    allowed_BLS = group.allowed(window)
+    if L * S >= FUSED_FROM and softcap is None:
+        y_BHLd = F.scaled_dot_product_attention(
+            q_BLHd.transpose(1, 2), k_BKSd, v_BKSd, attn_mask=allowed_BLS[:, None], scale=scale, enable_gqa=K != H
+        )
+        return y_BHLd.transpose(1, 2)
+    # Query heads that share a key head are folded into the rows of one product: no copy of keys or values.
+    q_BKGLd = q_BLHd.view(B, L, K, H // K, d).permute(0, 2, 3, 1, 4)
+    score = (q_BKGLd.reshape(B, K, H // K * L, d) * scale) @ k_BKSd.transpose(-1, -2)
+    if softcap is not None:
+        score = softcap * torch.tanh(score / softcap)
+    score = score.view(B, K, H // K, L, S).masked_fill(~allowed_BLS[:, None, None], float("-inf"))
+    weight = torch.softmax(at_least_float32(score), dim=-1).to(q_NHd.dtype)
+    y = weight.view(B, K, H // K * L, S) @ v_BKSd
+    return y.view(B, H, L, v_NKd.shape[-1]).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, packed_attention)

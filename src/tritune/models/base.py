@@ -1,0 +1,126 @@
+"""The vocabulary of a base: sites, spans, batches, segments, and `Edits`, the one door into its forward pass.
+
+Data and protocols only: knows no transformers model, no method, no task. `load.py` has the base itself.
+Shapes: N packed tokens, B spans, P virtual tokens, D model width, E output width of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from torch import Tensor
+
+#: label of a position where no loss is taken
+IGNORE = -100
+#: slot of a row that the bare base answers
+BARE = -1
+
+
+class Role(StrEnum):
+    """What a site does in its layer; the same words for every family."""
+
+    ATTN_Q = "attn.q"
+    ATTN_K = "attn.k"
+    ATTN_V = "attn.v"
+    ATTN_O = "attn.o"
+    MLP_GATE = "mlp.gate"
+    MLP_UP = "mlp.up"
+    MLP_DOWN = "mlp.down"
+    BLOCK_ATTN = "block.attn"
+    BLOCK_MLP = "block.mlp"
+
+
+#: roles that are one linear map; the others are whole sub-layers
+LINEAR_ROLES = tuple(role for role in Role if not role.startswith("block."))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place where something learned may act.
+
+    At a linear role, x is what goes into the linear map and y what comes out of it. At a block role, x is the residual
+    stream that enters the sub-layer (before any norm) and y what the sub-layer is about to add to it.
+    """
+
+    key: str  # "layers.3.attn.q": ours, stable on disk, the same for every family
+    role: Role
+    layer: int
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive packed tokens that attend to each other causally, and to all tokens of their `parents`.
+
+    `parents` are indexes of earlier spans, in the order of their positions: a shared instruction, then a row's context,
+    then (this span) one of its possible answers. Positions count on from the last parent's end.
+    """
+
+    start: int
+    length: int
+    parents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows end to end, no padding.
+
+    Args:
+        tokens_N: token ids of all spans, one after the other.
+        spans: what lies where; a span's parents come before it.
+        labels_N: the id to be predicted *at* each position (already shifted), IGNORE where no loss is taken.
+        slots: the adaptation of each span; None: one adaptation (or none) for all. A parent's slot is its children's.
+    """
+
+    tokens_N: Tensor
+    spans: tuple[Span, ...]
+    labels_N: Tensor | None = None
+    slots: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Virtual tokens in front of every row of one adaptation: they pass through the base once per batch."""
+
+    embeddings_PD: Tensor
+    slot: int | None = None  # None: in front of every row
+
+
+class Edits(Protocol):
+    """The only thing that changes a forward pass of a base."""
+
+    def sites(self) -> Sequence[Site]:
+        """Where `edit` wants to be called; everywhere else the base is untouched."""
+        ...
+
+    def segments(self) -> Sequence[Segment]:
+        """Virtual tokens, at most one segment per slot. Called once per forward pass, inside the autograd graph."""
+        ...
+
+    def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
+        """The new output (N, E) of a site. `slot_N`: slot of each token, None where the batch has no slots."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Base weights replaced as a whole, by parameter name (full fine-tuning); empty for everything else."""
+        ...
+
+
+class NoEdits:
+    """The bare base."""
+
+    def sites(self) -> Sequence[Site]:
+        return ()
+
+    def segments(self) -> Sequence[Segment]:
+        return ()
+
+    def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
+        return y_NE
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}

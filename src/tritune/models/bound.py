@@ -1,0 +1,62 @@
+"""Edits bound to a model: hooks on exactly the sites that are asked for, released whatever happens.
+
+The forward pass itself stays transformers' own. Knows places and edits, no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tritune.models.base import Edits
+from tritune.models.sites import Place
+
+
+class Stream:
+    """What hooks of one forward pass share: the slots of its tokens, and what entered each site."""
+
+    def __init__(self) -> None:
+        self.slot_N: Tensor | None = None
+        self.entered: dict[str, Tensor] = {}
+
+
+@contextmanager
+def hooked(places: Sequence[Place], edits: Edits, stream: Stream) -> Iterator[None]:
+    """Call `edits.edit` at these places while the context is open."""
+    with ExitStack() as stack:
+        for place in places:
+            for handle in _hooks(place, edits, stream):
+                stack.callback(handle.remove)
+        yield
+    stream.entered.clear()
+
+
+def _hooks(place: Place, edits: Edits, stream: Stream) -> list[RemovableHandle]:
+    """At a block, what enters is remembered when it enters: by the end the layer has moved on."""
+    key = place.site.key
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        stream.entered[key] = x.reshape(-1, x.shape[-1])
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        y = output[0] if isinstance(output, tuple) else output
+        y_NE = y.reshape(-1, y.shape[-1])
+        edited = _edit(place, edits, stream.entered.pop(key), y_NE, stream.slot_N).view(y.shape)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    return [
+        place.entry.register_forward_pre_hook(before, with_kwargs=True),
+        place.module.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
+def _edit(place: Place, edits: Edits, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
+    if place.columns is None:
+        return edits.edit(place.site, x_ND, y_NE, slot_N)
+    columns = place.columns.to(y_NE.device)
+    return y_NE.index_copy(1, columns, edits.edit(place.site, x_ND, y_NE[:, columns], slot_N))

@@ -1,0 +1,159 @@
+"""Where every packed token sits and what it may attend to, as index tensors. Built once per batch, used by all layers.
+
+Knows no model: only spans and lengths. `attention.py` reads the result.
+Shapes: N packed tokens (virtual ones first), B spans of a group, L longest span of a group, S longest key list of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tritune.models.base import Batch, Span
+
+#: spans are grouped as long as none is padded by more than this many tokens or this share of its length
+SLACK_TOKENS, SLACK_SHARE = 12, 0.34
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Spans of similar size, to be attended in one batched product.
+
+    Padding repeats a span's last token as query and is masked as key; `kept` says which of the B * L queries are real.
+    """
+
+    query_BL: Tensor
+    key_BS: Tensor
+    query_position_BL: Tensor
+    key_position_BS: Tensor  # beyond every query position where the key is padding
+    kept: Tensor | None  # None: no padding
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def allowed(self, window: int | None) -> Tensor:
+        """(B, L, S) true where a query may see a key: not ahead of it and, with a window, less than `window` behind."""
+        if window not in self.masks:
+            distance = self.query_position_BL[:, :, None] - self.key_position_BS[:, None, :]
+            allowed = distance >= 0
+            if window is not None:
+                allowed &= distance < window
+            self.masks[window] = allowed
+        mask = self.masks[window]
+        assert mask is not None
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`positions_N` counts from the first token a row can see. `back_N` puts the groups' outputs in packed order."""
+
+    positions_N: Tensor
+    groups: tuple[Group, ...]
+    back_N: Tensor
+    slot_N: Tensor | None
+    n_virtual: int
+
+
+def build(batch: Batch, virtual: Mapping[int | None, int], device: torch.device) -> Layout:
+    """Lay out a batch behind its virtual segments.
+
+    Args:
+        virtual: length of the virtual segment of each slot, in the order they are packed in front; key None: one for all.
+    """
+    spans, slots = _with_virtual(batch, virtual)
+    past = [sum(spans[p].length for p in span.parents) for span in spans]
+    positions = torch.cat([torch.arange(p, p + s.length) for p, s in zip(past, spans, strict=True)])
+    groups, order = [], []
+    for members in _grouped(spans, past):
+        group = _group(spans, members, positions)
+        groups.append(_to(group, device))
+        queries = group.query_BL.flatten()
+        order.append(queries if group.kept is None else queries[group.kept])
+    slot_N = None
+    if slots is not None:
+        slot_N = torch.cat([torch.full((s.length,), slot) for s, slot in zip(spans, slots, strict=True)]).to(device)
+    return Layout(
+        positions_N=positions.to(device),
+        groups=tuple(groups),
+        back_N=torch.argsort(torch.cat(order)).to(device),
+        slot_N=slot_N,
+        n_virtual=sum(virtual.values()),
+    )
+
+
+def _with_virtual(batch: Batch, virtual: Mapping[int | None, int]) -> tuple[list[Span], list[int] | None]:
+    """The batch's spans moved behind the virtual ones, each with its own slot's virtual span as first parent."""
+    spans: list[Span] = []
+    slots: list[int] = []
+    index: dict[int | None, int] = {}
+    at = 0
+    for slot, length in virtual.items():
+        index[slot] = len(spans)
+        spans.append(Span(at, length))
+        slots.append(-1 if slot is None else slot)
+        at += length
+    moved = len(spans)
+    for i, span in enumerate(batch.spans):
+        own = None if batch.slots is None else batch.slots[i]
+        first = index.get(own, index.get(None))
+        parents = tuple(p + moved for p in span.parents)
+        spans.append(Span(span.start + at, span.length, parents if first is None else (first, *parents)))
+    if batch.slots is None:
+        return spans, None
+    return spans, slots + list(batch.slots)
+
+
+def _grouped(spans: Sequence[Span], past: Sequence[int]) -> list[list[int]]:
+    """Spans of similar length and similar past together; few groups, little padding."""
+    order = sorted(range(len(spans)), key=lambda i: (spans[i].length, past[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups:
+            group = groups[-1]
+            shortest, least = spans[group[0]].length, min(past[j] for j in group)
+            most = max(past[i], *(past[j] for j in group))
+            if _close(shortest, spans[i].length) and _close(shortest + least, shortest + most):
+                group.append(i)
+                continue
+        groups.append([i])
+    return groups
+
+
+def _close(short: int, long: int) -> bool:
+    return long - short <= max(SLACK_TOKENS, int(SLACK_SHARE * short))
+
+
+def _group(spans: Sequence[Span], members: Sequence[int], positions_N: Tensor) -> Group:
+    L = max(spans[i].length for i in members)
+    keys = [
+        [t for p in spans[i].parents for t in range(spans[p].start, spans[p].start + spans[p].length)] for i in members
+    ]
+    S = L + max(map(len, keys))
+    query_BL = torch.stack([_ramp(spans[i], L) for i in members])
+    key_BS = torch.zeros(len(members), S, dtype=torch.long)
+    key_position_BS = torch.full((len(members), S), torch.iinfo(torch.long).max // 2)
+    for row, (i, past) in enumerate(zip(members, keys, strict=True)):
+        span = spans[i]
+        own = torch.arange(span.start, span.start + span.length)
+        index = torch.cat([torch.tensor(past, dtype=torch.long), own])
+        key_BS[row, : len(index)] = index
+        key_position_BS[row, : len(index)] = positions_N[index]
+    real = torch.stack([torch.arange(L) < spans[i].length for i in members])
+    kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
+    return Group(query_BL, key_BS, positions_N[query_BL], key_position_BS, kept)
+
+
+def _ramp(span: Span, L: int) -> Tensor:
+    return span.start + torch.arange(L).clamp(max=span.length - 1)
+
+
+def _to(group: Group, device: torch.device) -> Group:
+    return Group(
+        group.query_BL.to(device),
+        group.key_BS.to(device),
+        group.query_position_BL.to(device),
+        group.key_position_BS.to(device),
+        None if group.kept is None else group.kept.to(device),
+    )

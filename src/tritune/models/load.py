@@ -1,0 +1,228 @@
+"""A base: a pretrained decoder of transformers, unmodified, behind one packed forward pass.
+
+`load_base` finds it, builds it, and makes it prove that packed rows equal solo rows before anyone may use it.
+Knows no task and no method. Shapes: N packed tokens, K scored positions, D embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tritune.errors import UnsupportedBase
+from tritune.models import attention
+from tritune.models.base import Batch, Edits, NoEdits, Site
+from tritune.models.bound import Stream, hooked
+from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
+from tritune.models.layout import build
+from tritune.models.locate import Located, digests, locate, safe_config
+from tritune.models.probe import probe
+from tritune.models.sites import Place, Rows, find_places
+from tritune.spec import Digests
+
+
+class Base:
+    """A frozen pretrained model and its tokenizer.
+
+    One set of edits may be bound at a time; unbound, the bare base answers. The weights in here never change:
+    full fine-tuning brings its own copies.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, digests: Digests) -> None:
+        self.model = model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+        self.tokenizer = tokenizer
+        self.name = name
+        self.digests = digests
+        self.places: tuple[Place, ...] = find_places(model, model.config)
+        self._edits: Edits = NoEdits()
+        self._stream = Stream()
+        self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
+        model.set_attn_implementation(attention.NAME)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(place.site for place in self.places)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def dtype_name(self) -> Dtype:
+        return "bfloat16" if self.dtype is torch.bfloat16 else "float32"
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        module = self.model.get_input_embeddings()
+        assert isinstance(module, nn.Embedding)
+        return module
+
+    @property
+    def d_embedding(self) -> int:
+        """Width of an input embedding, and so of a virtual token."""
+        return self.embedding.embedding_dim
+
+    @property
+    def max_positions(self) -> int:
+        """The longest row, virtual tokens included, that the base was built for."""
+        return int(self.config.max_position_embeddings)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every weight once (a tied head is its embedding), by transformers' own name."""
+        return dict(self.model.named_parameters())
+
+    def weight_of(self, site: Site) -> tuple[str, Rows]:
+        """Name of the parameter behind a linear site, and which part of it is the site's."""
+        place = next(place for place in self.places if place.site.key == site.key)
+        name = next(name for name, p in self.model.named_parameters() if p is place.module.weight)
+        return name, Rows(place.columns, transposed=not isinstance(place.module, nn.Linear))
+
+    def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """A plain Hugging Face folder of this base with other weights, that transformers loads without tritune."""
+        tied = {name: weights[same] for name, same in self._tied_names().items() if same in weights}
+        self.model.save_pretrained(folder, state_dict={**weights, **tied})
+        self.tokenizer.save_pretrained(folder)
+
+    def _tied_names(self) -> dict[str, str]:
+        """Names of parameters that are another one (a tied head), and that other's name."""
+        first = {id(p): name for name, p in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(p)] for name, p in every if first[id(p)] != name}
+
+    @contextmanager
+    def bind(self, edits: Edits) -> Iterator[None]:
+        """Let `edits` act in every forward pass (and its backward) inside the context.
+
+        Raises:
+            AssertionError: other edits are bound; nesting them would hide one behind the other.
+        """
+        assert isinstance(self._edits, NoEdits), "edits are already bound to this base"
+        wanted = {site.key for site in edits.sites()}
+        places = [place for place in self.places if place.site.key in wanted]
+        assert len(places) == len(wanted), f"sites this base does not have: {wanted - {p.site.key for p in places}}"
+        self._edits = edits
+        try:
+            with hooked(places, edits, self._stream):
+                yield
+        finally:
+            self._edits = NoEdits()
+
+    def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
+        """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
+
+        The head runs on these K positions only. Differentiable in whatever the edits learn.
+        """
+        edits = self._edits
+        weights = edits.weights()
+        segments = edits.segments()
+        layout = build(batch, {s.slot: s.embeddings_PD.shape[0] for s in segments}, self.device)
+        self._stream.slot_N = layout.slot_N
+        tokens_N = batch.tokens_N.to(self.device)
+        embed = weights.get(self._embedding_name)
+        x_ND = (
+            self.embedding(tokens_N) if embed is None else functional_call(self.embedding, {"weight": embed}, tokens_N)
+        )
+        x_ND = torch.cat([*(s.embeddings_PD.to(x_ND.dtype) for s in segments), x_ND])
+        arguments = {
+            "inputs_embeds": x_ND[None],
+            "position_ids": layout.positions_N[None],
+            "logits_to_keep": at_K.to(self.device) + layout.n_virtual,
+            "use_cache": False,
+            "layout": layout,
+        }
+        if weights:
+            output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
+        else:
+            output = self.model(**arguments)
+        logits_KV: Tensor = output.logits[0]
+        return at_least_float32(logits_KV)
+
+
+def load_base(
+    ref: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Base:
+    """Load a base and let it prove that it can be packed.
+
+    Args:
+        ref: a packaged name ("smollm2-135m"), a local folder, a GGUF file, or a Hub id.
+        dtype: None: bf16 where the machine is faster with it, else fp32.
+        device: None: the first GPU if there is one, else the CPU.
+
+    Raises:
+        Unavailable: it could not be fetched.
+        Mismatch: the folder lacks files.
+        UnsupportedBase: unknown family, or packed rows are not solo rows.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    located = locate(str(ref), revision=revision, progress=progress)
+    config = _config(located)
+    model = _model(located, config, torch_dtype(dtype or preferred(device)))
+    tokenizer = AutoTokenizer.from_pretrained(
+        located.folder, config=config, local_files_only=True, trust_remote_code=False
+    )
+    model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
+    base = Base(model, tokenizer, located.name, digests(located.folder))
+    probe(base)
+    return base
+
+
+def _config(located: Located) -> PreTrainedConfig:
+    """The folder's config, cleaned of everything that could choose code.
+
+    Raises:
+        UnsupportedBase: transformers does not know the family, or the values do not suit it.
+    """
+    document = safe_config(located.folder)
+    kind = str(document.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedBase(
+            f"{located.name} is of family {kind!r}, which transformers {transformers.__version__} lacks."
+        )
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(document)
+    except (ValueError, TypeError) as error:
+        raise UnsupportedBase(f"The config.json of {located.name} does not suit family {kind!r}: {error}") from error
+    if config.is_encoder_decoder:
+        raise UnsupportedBase(f"{located.name} is an encoder-decoder; tritune adapts decoders (GPT, Llama, Qwen, ...).")
+    return config
+
+
+def _model(located: Located, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        located.folder,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="eager",
+    )
+    return model

@@ -1,0 +1,66 @@
+"""Every base proves itself at load: rows packed together must answer as each does alone.
+
+A family that mixes tokens outside attention (convolutions, state spaces) leaks between packed rows and would be
+silently wrong; here it is refused by name. Solo rows go through transformers' own attention, so this also proves
+that the registered function does what the model asks of it (windows, soft caps, scaling).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tritune.errors import UnsupportedBase
+from tritune.models import attention
+from tritune.models.base import Batch, Span
+from tritune.models.dtype import at_least_float32
+
+if TYPE_CHECKING:
+    from tritune.models.load import Base
+
+#: largest difference of logits, as a share of their spread, by number format
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 8e-2}
+LENGTHS = (5, 1, 9, 3)
+
+
+@torch.no_grad()
+def probe(base: Base) -> float:
+    """Largest relative difference of packed and solo logits on a few short random rows.
+
+    Raises:
+        UnsupportedBase: it is above the tolerance, or the model cannot run packed at all.
+    """
+    kind = f"{base.name} ({base.config.model_type}, {type(base.model).__name__})"
+    generator = torch.Generator().manual_seed(0)
+    window = getattr(base.config, "sliding_window", None)
+    lengths = LENGTHS if window is None or window > 64 else (*LENGTHS, window + 3)
+    rows = [torch.randint(base.embedding.num_embeddings, (n,), generator=generator) for n in lengths]
+    try:
+        packed = base.logits(_batch(rows), torch.arange(sum(lengths)))
+    except TypeError as error:
+        raise UnsupportedBase(f"{kind} cannot run packed rows: {error}.") from error
+    solo = torch.cat([_solo(base, row) for row in rows])
+    difference = float((packed - solo).abs().max() / solo.std())
+    if not difference <= TOLERANCE[base.dtype]:
+        raise UnsupportedBase(
+            f"{kind} answers packed rows differently from the same rows alone (by {difference:.2g} of the logits' spread). "
+            "It probably mixes tokens outside attention (convolution, state space, recurrence), and packing would make "
+            "its rows leak into each other. tritune cannot adapt it."
+        )
+    return difference
+
+
+def _batch(rows: list[Tensor]) -> Batch:
+    starts = [sum(map(len, rows[:i])) for i in range(len(rows))]
+    return Batch(torch.cat(rows), tuple(Span(s, len(r)) for s, r in zip(starts, rows, strict=True)))
+
+
+def _solo(base: Base, row: Tensor) -> Tensor:
+    base.model.set_attn_implementation("eager")
+    try:
+        logits: Tensor = base.model(input_ids=row[None].to(base.device), use_cache=False).logits[0]
+    finally:
+        base.model.set_attn_implementation(attention.NAME)
+    return at_least_float32(logits)

@@ -1,0 +1,72 @@
+"""Documents: frozen, strict, JSON-able. The vocabulary every other module speaks. No torch here.
+
+`Frozen` is the base of every config and every record on disk; `digest` names a document by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tritune.errors import Mismatch, Problem
+
+
+class Frozen(BaseModel):
+    """An immutable document. An unknown key is an error; a number is never made out of a string."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="null")
+
+    @classmethod
+    def read(cls, data: object, where: str) -> Self:
+        """Build from plain data (of a JSON or YAML file).
+
+        Raises:
+            Mismatch: with every field that does not fit.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            problems = [
+                Problem(f"{where}, field '{'.'.join(map(str, e['loc'])) or '(whole document)'}'", e["msg"])
+                for e in error.errors(include_url=False)
+            ]
+            raise Mismatch(f"This is not a valid {cls.__name__}.", problems) from None
+
+
+class Strategy(StrEnum):
+    """The three ways to adapt a base, and not adapting it at all."""
+
+    PROMPTING = "prompting"
+    FULL = "full"
+    P_TUNING = "p-tuning"
+    ADAPTERS = "adapters"
+
+
+class Scope(StrEnum):
+    """How far an adaptation reaches: `ROW`: rows of different adaptations share one batch; `BASE`: it is another base."""
+
+    ROW = "row"
+    BASE = "base"
+
+
+class MethodConfig(Frozen):
+    """Base of every method's own config."""
+
+
+class Digests(Frozen):
+    """What a base is, by content: sha256 (hex) of its weights, of its config and of its tokenizer."""
+
+    weights: str
+    config: str
+    tokenizer: str
+
+
+def digest(document: object) -> str:
+    """sha256 (hex) of a document's canonical JSON: the same content gives the same name on every machine."""
+    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Adaptations and other files on disk: whole or not at all, read strictly."""

@@ -1,0 +1,1 @@
+"""Kinds of tasks and where their rows come from. Text only."""

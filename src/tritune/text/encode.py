@@ -1,0 +1,130 @@
+"""The one place where token ids and labels are born. Trainer, evaluation and predictions all come through here.
+
+A context and its possible answers become ids here, and so does the rule of what is learned: every token of the answer
+and none of the context. Special-token text inside user data stays plain text. Knows a tokenizer; no model, no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from tritune.errors import BadData, Problem
+from tritune.tasks.base import Prompt
+
+#: characters before an answer that decide how the answer is cut into tokens
+_TAIL = 24
+
+
+class Tokenizer(Protocol):
+    """What is needed of a transformers tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __call__(
+        self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> dict[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row as ids. `target` follows `context`; `choices` are all answers that may be given, `gold` the right one."""
+
+    id: str
+    context: tuple[int, ...]
+    target: tuple[int, ...] = ()
+    choices: tuple[tuple[int, ...], ...] = ()
+    gold: int | None = None
+
+    @property
+    def n_trained(self) -> int:
+        """Packed tokens of this row in training; the answer's last token is only predicted, never read."""
+        return len(self.context) + len(self.target) - 1
+
+
+class Encoder:
+    """Turns prompts into ids.
+
+    Args:
+        limit: most tokens a row may have, answer included. Longer rows are refused, never cut.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, limit: int) -> None:
+        self._tokenizer = tokenizer
+        self._limit = limit
+        self._bos = _adds_bos(tokenizer)
+        self._answer = lru_cache(maxsize=4096)(self._answer_ids)
+
+    def encode(self, prompts: Sequence[Prompt], ids: Sequence[str], where: Sequence[str]) -> list[Encoded]:
+        """Ids of every prompt.
+
+        Raises:
+            BadData: listing every row that is too long, has nothing to learn, or whose answer is no run of tokens.
+        """
+        contexts = self._contexts(prompts)
+        problems: list[Problem] = []
+        rows = []
+        for prompt, context, row_id, place in zip(prompts, contexts, ids, where, strict=True):
+            try:
+                row = self._row(prompt, (*self._bos, *context), row_id)
+            except ValueError as error:
+                problems.append(Problem(place, str(error)))
+                continue
+            rows.append(row)
+            longest = len(row.context) + max(map(len, (row.target, *row.choices)))
+            if longest > self._limit:
+                problems.append(Problem(place, f"is {longest} tokens long, the limit is {self._limit}"))
+        BadData.check("Some rows cannot be used.", problems, "Shorten or remove these rows; nothing is cut in silence.")
+        return rows
+
+    def _row(self, prompt: Prompt, context: tuple[int, ...], row_id: str) -> Encoded:
+        if not context:
+            raise ValueError("has an empty prompt")
+        tail = prompt.context[-_TAIL:]
+        choices = self._prefix_free(tuple(self._answer(tail, choice) for choice in prompt.choices))
+        if prompt.target is None:
+            return Encoded(row_id, context, (), choices)
+        gold = prompt.choices.index(prompt.target) if prompt.choices else None
+        target = self._answer(tail, prompt.target) if gold is None else choices[gold]
+        return Encoded(row_id, context, target, choices, gold)
+
+    def _answer_ids(self, tail: str, answer: str) -> tuple[int, ...]:
+        """Ids of an answer as they stand behind a context that ends with `tail`."""
+        before, whole = self._ids([tail, tail + answer])
+        ids = whole[len(before) :]
+        if whole[: len(before)] != before or not ids:
+            raise ValueError(
+                f"the answer {answer!r} is not a run of tokens behind {tail!r}: "
+                "let the template end without a space and the answer begin with one"
+            )
+        return tuple(ids)
+
+    def _prefix_free(self, choices: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        """Where one answer is the beginning of another, an end token closes all: a longer one could never win otherwise."""
+        if not any(a is not b and b[: len(a)] == a for a in choices for b in choices):
+            return choices
+        end = self._tokenizer.eos_token_id
+        if end is None:
+            raise ValueError("one label is the beginning of another and the base has no end token to tell them apart")
+        return tuple((*choice, end) for choice in choices)
+
+    def _contexts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        if not any(prompt.pieces for prompt in prompts):
+            return self._ids([prompt.context for prompt in prompts])
+        return [
+            [i for text, control in prompt.pieces for i in self._ids([text], control=control)[0]] for prompt in prompts
+        ]
+
+    def _ids(self, texts: Iterable[str], *, control: bool = False) -> list[list[int]]:
+        """Without `control`, the text of a special token stays text."""
+        return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not control)["input_ids"]
+
+
+def _adds_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The start token, if this base's tokenizer puts one in front of every text by itself."""
+    ids = tokenizer(["a"], add_special_tokens=True, split_special_tokens=True)["input_ids"][0]
+    bos = tokenizer.bos_token_id
+    return (bos,) if bos is not None and ids[:1] == [bos] else ()

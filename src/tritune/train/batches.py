@@ -1,0 +1,56 @@
+"""Which rows go together, and when: a pure function of the seed, so a resumed run sees the rest in the same order.
+
+Knows lengths only. Rows are shuffled, sorted by length inside large windows, cut by a token budget, and the batches
+shuffled again: similar lengths meet, but no epoch is ordered by length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+#: batches per window of the local sort
+WINDOW = 12
+
+
+def epoch_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row indexes of each micro-batch of one epoch; every row once. A row above the budget is a batch of its own."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    per_window = max(1, int(WINDOW * budget / max(1.0, float(np.mean(lengths)))))
+    batches = []
+    for start in range(0, len(order), per_window):
+        window = sorted(order[start : start + per_window].tolist(), key=lambda i: lengths[i])
+        batches += list(_cut(window, lengths, budget))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    tokens = 0
+    for i in rows:
+        if batch and tokens + lengths[i] > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(i)
+        tokens += lengths[i]
+    if batch:
+        yield batch
+
+
+def steps_per_epoch(lengths: Sequence[int], budget: int, accumulate: int, seed: int) -> int:
+    return -(-len(epoch_batches(lengths, budget, seed, 0)) // accumulate)
+
+
+def steps(lengths: Sequence[int], budget: int, accumulate: int, seed: int, skip: int = 0) -> Iterator[list[list[int]]]:
+    """Endless optimizer steps, each a list of micro-batches; the first `skip` are left out (they were taken before)."""
+    epoch = 0
+    while True:
+        batches = epoch_batches(lengths, budget, seed, epoch)
+        for start in range(0, len(batches), accumulate):
+            if skip:
+                skip -= 1
+                continue
+            yield batches[start : start + accumulate]
+        epoch += 1

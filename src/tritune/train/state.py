@@ -1,0 +1,64 @@
+"""What is needed to go on training exactly where it stopped: tensors and a few facts. Never confused with an adaptation.
+
+Written as safetensors + JSON; nothing here is ever pickled. Knows no method: a delta's state is a mapping of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tritune.evaluate.record import CurvePoint
+from tritune.spec import Frozen
+
+
+class Best(Frozen):
+    """The best evaluation so far."""
+
+    step: int
+    score: float
+    loss: float
+
+
+class Facts(Frozen):
+    """Where a run stands. `curve` holds the evaluations and losses so far."""
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: Best | None = None
+    stale: int = 0
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """`tensors` by group: "delta/...", "optimizer/...", "best/...", "rng"."""
+
+    facts: Facts
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+
+
+def grouped(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, since training goes on in the originals."""
+    return {f"{name}/{key}": tensor.detach().clone() for key, tensor in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's moments by parameter name."""
+    return {f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    for key, tensor in tensors.items():
+        name, _, moment = key.rpartition("/")
+        optimizer.state[parameters[name]][moment] = tensor
