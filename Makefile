@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/tritune demo --out runs/demo
+	$(BIN)/tritune demo --out runs/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

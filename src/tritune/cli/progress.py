@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -45,20 +45,24 @@ def shown(*, quiet: bool) -> Iterator[Progress]:
 
 @dataclass
 class Stage:
-    """One stretch of work, and how its state is told."""
+    """One stretch of work, and how its state is told. A total of 0: nobody knows how much there is to do."""
 
     name: str
     total: float
     unit: str
     done: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     figures: dict[str, float] = field(default_factory=dict)
+    memory: str = ""
 
     def advance(self, amount: float, figures: Mapping[str, float | None]) -> None:
         self.done += amount
+        self.memory = peak_memory()
         self.figures |= {name: value for name, value in figures.items() if value is not None}
 
     def counted(self) -> str:
+        if not self.total:
+            return ""
         return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
 
     def told(self) -> str:
@@ -115,7 +119,7 @@ class Terminal:
     def stage(self, name: str, total: float, unit: str) -> None:
         self.close()
         self._stage = Stage(name, total, unit)
-        self._task = self._bars.add_task("", total=total, **self._fields())
+        self._task = self._bars.add_task("", total=total or None, **self._fields())
         self._bars.start()
 
     def advance(self, amount: float, **figures: float | None) -> None:
@@ -133,7 +137,7 @@ class Terminal:
             self._bars.stop()
         self._stage = self._task = None
 
-    def _fields(self) -> dict[str, str]:
+    def _fields(self) -> dict[str, Any]:
         stage = self._stage
         assert stage is not None
         return {
@@ -141,7 +145,7 @@ class Terminal:
             "counted": stage.counted(),
             "told": stage.told(),
             "left": stage.left(),
-            "memory": peak_memory(),
+            "memory": stage.memory,
         }
 
 
@@ -152,11 +156,12 @@ class Plain:
         self._console = console
         self._stage: Stage | None = None
         self._last = 0.0
+        self._told = 0.0
 
     def stage(self, name: str, total: float, unit: str) -> None:
         self.close()
         self._stage = Stage(name, total, unit)
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), 0.0
 
     def advance(self, amount: float, **figures: float | None) -> None:
         if self._stage is None:
@@ -172,15 +177,15 @@ class Plain:
 
     def close(self) -> None:
         """Tell how the current stage ended."""
-        if self._stage is not None and self._stage.done:
+        if self._stage is not None and self._stage.done > self._told:
             self._tell(self._stage)
         self._stage = None
 
     def _tell(self, stage: Stage) -> None:
-        self._last = time.monotonic()
-        parts = (stage.counted(), stage.told(), stage.left(), peak_memory())
+        self._last, self._told = time.monotonic(), stage.done
+        parts = (stage.counted(), stage.told(), stage.left(), stage.memory)
         self._print(f"{stage.name}: {', '.join(part for part in parts if part)}")
 
     def _print(self, message: str) -> None:
-        # A log is cut at no width; a carriage return inside would hide what stands before it.
-        self._console.print(Text(message), soft_wrap=True)
+        # A log is cut at no width, and has plain spaces so that it can be searched.
+        self._console.print(Text(message.replace(units.GAP, " ")), soft_wrap=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tritune.errors import Diverged
 from tritune.models.load import Base
 from tritune.text.encode import Encoded
 from tritune.text.pack import ScoringBatch, scoring_batch, scoring_order
@@ -33,6 +34,9 @@ def choice_log_likelihoods(
     Args:
         slots: the adaptation of each row, where a bank is bound.
         progress: called with the number of rows that were just answered.
+
+    Raises:
+        Diverged: a likelihood is not finite; the first choice would win every row.
     """
     answers: list[tuple[float, ...]] = [()] * len(rows)
     for members in scoring_order(rows, budget):
@@ -53,5 +57,7 @@ def _totals(base: Base, packed: ScoringBatch) -> Tensor:
     logits_KV = base.logits(packed.batch, at)
     which, token = which.to(logits_KV.device), packed.token_K.to(logits_KV.device)
     scores_K = logits_KV[which, token] - logits_KV.logsumexp(-1)[which]
+    if not bool(scores_K.isfinite().all()):
+        raise Diverged("Answers could not be scored: likelihoods are not finite. What was learned overflows the base.")
     totals = torch.zeros(sum(packed.choices), dtype=torch.float64)
     return totals.index_add(0, packed.owner_K, scores_K.double().cpu())

@@ -29,6 +29,7 @@ def encode(task: Task, examples: Sequence[Example], encoder: Encoder, shots: Seq
     Raises:
         BadData: every row that is too long or whose answer cannot be learned.
     """
+    task.bind_chat(encoder.chat)
     prompts = [task.prompt(example, shots) for example in examples]
     encoded = encoder.encode(prompts, [e.id for e in examples], [e.where for e in examples])
     return Rows(tuple(examples), tuple(encoded))

@@ -2,17 +2,19 @@
 (Liu et al. 2021, arXiv:2103.10385). Training, not prompting: the vectors are learned by gradient and need not be words.
 
 Only the P x D vectors are exported; the encoder stays in the training state. The encoders have the shapes PEFT gives them
-(three linear layers; or a two-layer bidirectional LSTM and two linear layers).
+(three linear layers; or a two-layer bidirectional LSTM and two linear layers). By default the encoder learns what to add
+to embeddings of ordinary tokens and begins by adding nothing (the residual form of Razdaibiedina et al. 2023,
+arXiv:2305.03937): the prompt starts where the base has seen input, which saves most of the warm-up of a random start.
 Shapes: P virtual tokens, D embedding width of the base, H width inside the encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tritune.errors import NotMergeable
@@ -22,6 +24,8 @@ from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
 LSTM_LAYERS = 2
+#: a prompt starts among so many tokens (Lester et al. 2021 take the 5,000 most common)
+FREQUENT = 5000
 
 
 class PTuning(MethodConfig):
@@ -29,31 +33,47 @@ class PTuning(MethodConfig):
 
     tokens: P, number of virtual tokens.
     encoder: "mlp", "lstm" or "none" (the vectors themselves are the parameters: prompt tuning, Lester et al. 2021).
+    start: "vocabulary": embeddings of tokens drawn from the frequent ones; "text": those of `text`, repeated or cut to
+        P tokens; "random": whatever the encoder makes of N(0, 1), as PEFT does.
+    text: words that describe the task, for start "text".
     hidden: H, width inside the encoder; null: the base's embedding width.
     """
 
     tokens: int = Field(default=20, ge=1)
     encoder: Literal["mlp", "lstm", "none"] = "mlp"
+    start: Literal["vocabulary", "text", "random"] = "vocabulary"
+    text: str | None = Field(default=None, min_length=1)
     hidden: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _text_for_start(self) -> Self:
+        if (self.start == "text") != (self.text is not None):
+            raise ValueError('\'text\' goes with start "text", and start "text" needs it')
+        return self
 
     def width(self, base: Base) -> int:
         return self.hidden or base.d_embedding
 
 
 class PTuningDelta(Delta):
-    """A table (P, D) and the encoder that turns it into the prompt. Loaded from an export: the prompt alone."""
+    """A table (P, D), the encoder that turns it into the prompt, and the embeddings it adds to, which stay.
 
-    def __init__(self, table_PD: Tensor, encoder: nn.Module | None) -> None:
+    Loaded from an export: the prompt alone.
+    """
+
+    def __init__(self, table_PD: Tensor, encoder: nn.Module | None, start_PD: Tensor | None = None) -> None:
         super().__init__()
         self.put("table", table_PD)
         self.encoder = encoder
+        self.register_buffer("start", start_PD)
+        self.start: Tensor | None
 
     def prompt_PD(self) -> Tensor:
         table_PD = self.get_parameter("table")
         if self.encoder is None:
             return table_PD
-        encoded: Tensor = self.encoder(table_PD)
-        return encoded
+        encoded_PD: Tensor = self.encoder(table_PD)
+        return encoded_PD if self.start is None else self.start + encoded_PD
 
     def segments(self) -> Sequence[Segment]:
         return (Segment(self.prompt_PD()),)
@@ -70,13 +90,32 @@ class LstmEncoder(nn.Module):
         self.lstm = nn.LSTM(D, H, num_layers=LSTM_LAYERS, bidirectional=True, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(2 * H, 2 * H), nn.ReLU(), nn.Linear(2 * H, D))
 
+    @property
+    def last(self) -> nn.Linear:
+        return self.mlp[-1]  # type: ignore[return-value]
+
     def forward(self, table_PD: Tensor) -> Tensor:
         prompt_PD: Tensor = self.mlp(self.lstm(table_PD[None])[0][0])
         return prompt_PD
 
 
-def _mlp(D: int, H: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D))
+class MlpEncoder(nn.Module):
+    """Three linear layers, row by row."""
+
+    def __init__(self, D: int, H: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D))
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.mlp[-1]  # type: ignore[return-value]
+
+    def forward(self, table_PD: Tensor) -> Tensor:
+        prompt_PD: Tensor = self.mlp(table_PD)
+        return prompt_PD
+
+
+_ENCODERS: Mapping[str, type[MlpEncoder] | type[LstmEncoder]] = {"mlp": MlpEncoder, "lstm": LstmEncoder}
 
 
 def _encoder_size(config: PTuning, D: int, H: int) -> int:
@@ -93,11 +132,13 @@ class PTuningMethod(Method[PTuning]):
     strategy = Strategy.P_TUNING
     Config = PTuning
     summary = "learned virtual tokens in front of the text; the base is frozen"
-    learning_rate = 3e-3
+    learning_rate = 2e-3
     variants: ClassVar = (
         PTuning(tokens=3, hidden=8),
         PTuning(tokens=2, encoder="lstm", hidden=5),
         PTuning(tokens=4, encoder="none"),
+        PTuning(tokens=3, hidden=6, start="random"),
+        PTuning(tokens=5, hidden=6, start="text", text="abc"),
     )
 
     def budget(self, config: PTuning, base: Base) -> Budget:
@@ -115,9 +156,15 @@ class PTuningMethod(Method[PTuning]):
         D, H = base.d_embedding, config.width(base)
         with torch.random.fork_rng(devices=[]):  # layers of torch draw from the global generator
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
-            encoder = {"mlp": _mlp, "lstm": LstmEncoder}[config.encoder](D, H) if config.encoder != "none" else None
-            table_PD = torch.randn(config.tokens, D) if encoder else _vocabulary_rows(base, config.tokens)
-        return PTuningDelta(table_PD, encoder).to(base.device)
+            encoder = _ENCODERS[config.encoder](D, H) if config.encoder != "none" else None
+            table_PD = torch.randn(config.tokens, D)
+            start_PD = _embeddings(base, _start_ids(config, base)) if config.start != "random" else None
+        if encoder is None:
+            return PTuningDelta(table_PD if start_PD is None else start_PD, None).to(base.device)
+        if start_PD is not None:
+            nn.init.zeros_(encoder.last.weight)
+            nn.init.zeros_(encoder.last.bias)
+        return PTuningDelta(table_PD, encoder, start_PD).to(base.device)
 
     def _load(self, config: PTuning, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
         return PTuningDelta(tensors["prompt"].to(base.device), None)
@@ -129,10 +176,19 @@ class PTuningMethod(Method[PTuning]):
         )
 
 
-def _vocabulary_rows(base: Base, n: int) -> Tensor:
-    """Embeddings of random tokens: without an encoder, vectors of the base's own scale learn far sooner than N(0, 1)."""
-    ids = torch.randint(base.embedding.num_embeddings, (n,))
-    rows_PD: Tensor = base.embedding(ids.to(base.device))
+def _start_ids(config: PTuning, base: Base) -> Tensor:
+    """Token ids (P) whose embeddings the prompt starts from."""
+    if config.text is not None:
+        ids = base.tokenizer(config.text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([ids[i % len(ids)] for i in range(config.tokens)])
+    special = set(base.tokenizer.all_special_ids)
+    # In most vocabularies the first tokens are the frequent ones.
+    frequent = [i for i in range(min(FREQUENT, base.embedding.num_embeddings)) if i not in special]
+    return torch.tensor(frequent)[torch.randint(len(frequent), (config.tokens,))]
+
+
+def _embeddings(base: Base, ids_P: Tensor) -> Tensor:
+    rows_PD: Tensor = base.embedding(ids_P.to(base.device))
     return rows_PD.detach().cpu()
 
 

@@ -3,7 +3,8 @@
 Registered with transformers' AttentionInterface under NAME; the layout arrives as the keyword argument `layout`.
 No mask function is registered under that name, so transformers builds no mask. What a model hands over is honoured
 (scaling, sliding window, soft cap) or refused; ignoring it would be a silently wrong model.
-Shapes: N packed tokens, B spans, L queries, S keys, H query heads, K key heads, G = H / K, d head width.
+Shapes: N packed tokens, B spans, L queries of a span, P shared keys, S other keys, T = P + S, H query heads, K key heads,
+R = L * H / K queries that meet one key head, d head width.
 """
 
 from __future__ import annotations
@@ -75,24 +76,37 @@ def _attend(
     (B, L), S = group.query_BL.shape, group.key_BS.shape[1]
     H, K, d = q_NHd.shape[1], k_NKd.shape[1], q_NHd.shape[2]
     q_BLHd = q_NHd.index_select(0, group.query_BL.flatten()).view(B, L, H, d)
-    k_BKSd, v_BKSd = (
-        t.index_select(0, group.key_BS.flatten()).view(B, S, K, t.shape[-1]).transpose(1, 2) for t in (k_NKd, v_NKd)
+    k_KBSd, v_KBSd = (
+        t.index_select(0, group.key_BS.flatten()).view(B, S, K, t.shape[-1]).permute(2, 0, 1, 3) for t in (k_NKd, v_NKd)
     )
-    allowed_BLS = group.allowed(window)
-    if L * S >= FUSED_FROM and softcap is None:
+    k_KPd, v_KPd = (t.index_select(0, group.shared_P).transpose(0, 1) for t in (k_NKd, v_NKd))
+    hidden_BLT = group.hidden(window)
+    if L * hidden_BLT.shape[2] >= FUSED_FROM and softcap is None:
+        keys, values = (
+            torch.cat([shared[:, None].expand(-1, B, -1, -1), own], 2).transpose(0, 1)
+            for shared, own in ((k_KPd, k_KBSd), (v_KPd, v_KBSd))
+        )
         y_BHLd = F.scaled_dot_product_attention(
-            q_BLHd.transpose(1, 2), k_BKSd, v_BKSd, attn_mask=allowed_BLS[:, None], scale=scale, enable_gqa=K != H
+            q_BLHd.transpose(1, 2), keys, values, attn_mask=~hidden_BLT[:, None], scale=scale, enable_gqa=K != H
         )
         return y_BHLd.transpose(1, 2)
-    # Query heads that share a key head are folded into the rows of one product: no copy of keys or values.
-    q_BKGLd = q_BLHd.view(B, L, K, H // K, d).permute(0, 2, 3, 1, 4)
-    score = (q_BKGLd.reshape(B, K, H // K * L, d) * scale) @ k_BKSd.transpose(-1, -2)
+    # Query heads that share a key head are folded into the rows of one product, and all spans into one product with the
+    # shared keys: no key or value is copied for either.
+    R = H // K * L
+    q_KBRd = (q_BLHd.view(B, L, K, H // K, d).permute(2, 0, 3, 1, 4) * scale).reshape(K, B, R, d).contiguous()
+    score_KBRT = q_KBRd @ k_KBSd.transpose(-1, -2)
+    P = len(group.shared_P)
+    if P:
+        shared_KBRP = (q_KBRd.view(K, B * R, d) @ k_KPd.transpose(-1, -2)).view(K, B, R, P)
+        score_KBRT = torch.cat([shared_KBRP, score_KBRT], -1)
     if softcap is not None:
-        score = softcap * torch.tanh(score / softcap)
-    score = score.view(B, K, H // K, L, S).masked_fill(~allowed_BLS[:, None, None], float("-inf"))
-    weight = torch.softmax(at_least_float32(score), dim=-1).to(q_NHd.dtype)
-    y = weight.view(B, K, H // K * L, S) @ v_BKSd
-    return y.view(B, H, L, v_NKd.shape[-1]).transpose(1, 2)
+        score_KBRT = softcap * torch.tanh(score_KBRT / softcap)
+    score = score_KBRT.view(K, B, H // K, L, P + S).masked_fill(hidden_BLT[None, :, None], float("-inf"))
+    weight_KBRT = torch.softmax(at_least_float32(score), dim=-1).to(q_NHd.dtype).view(K, B, R, P + S)
+    y_KBRd = weight_KBRT[..., P:] @ v_KBSd
+    if P:
+        y_KBRd = y_KBRd + (weight_KBRT[..., :P].reshape(K, B * R, P) @ v_KPd).view(y_KBRd.shape)
+    return y_KBRd.view(K, B, H // K, L, v_NKd.shape[-1]).permute(1, 3, 0, 2, 4).reshape(B, L, H, v_NKd.shape[-1])
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -28,11 +28,11 @@ class Stream:
 def hooked(places: Sequence[Place], edits: Edits, stream: Stream) -> Iterator[None]:
     """Call `edits.edit` at these places while the context is open."""
     with ExitStack() as stack:
+        stack.callback(stream.entered.clear)  # a forward pass that failed half-way has left its activations there
         for place in places:
             for handle in _hooks(place, edits, stream):
                 stack.callback(handle.remove)
         yield
-    stream.entered.clear()
 
 
 def _hooks(place: Place, edits: Edits, stream: Stream) -> list[RemovableHandle]:

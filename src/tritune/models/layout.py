@@ -1,7 +1,8 @@
 """Where every packed token sits and what it may attend to, as index tensors. Built once per batch, used by all layers.
 
 Knows no model: only spans and lengths. `attention.py` reads the result.
-Shapes: N packed tokens (virtual ones first), B spans of a group, L longest span of a group, S longest key list of a group.
+Shapes: N packed tokens (virtual ones first), B spans of a group, L longest span of a group, P keys that all spans of a
+group share, S longest list of a span's further keys.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ SLACK_TOKENS, SLACK_SHARE = 12, 0.34
 class Group:
     """Spans of similar size, to be attended in one batched product.
 
-    Padding repeats a span's last token as query and is masked as key; `kept` says which of the B * L queries are real.
+    Keys of parents that all members have in common stand in `shared_P` once, and are never copied per span. Padding
+    repeats a span's last token as query and is masked as key; `kept` says which of the B * L queries are real.
     """
 
     query_BL: Tensor
+    shared_P: Tensor
     key_BS: Tensor
     query_position_BL: Tensor
-    key_position_BS: Tensor  # beyond every query position where the key is padding
+    key_position_BT: Tensor  # shared keys, then the others (T = P + S); beyond every query where a key is padding
     kept: Tensor | None  # None: no padding
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def allowed(self, window: int | None) -> Tensor:
-        """(B, L, S) true where a query may see a key: not ahead of it and, with a window, less than `window` behind."""
+    def hidden(self, window: int | None) -> Tensor:
+        """(B, L, T) true where a query may not see a key: ahead of it or, with a window, `window` or more behind."""
         if window not in self.masks:
-            distance = self.query_position_BL[:, :, None] - self.key_position_BS[:, None, :]
-            allowed = distance >= 0
+            distance = self.query_position_BL[:, :, None] - self.key_position_BT[:, None, :]
+            hidden = distance < 0
             if window is not None:
-                allowed &= distance < window
-            self.masks[window] = allowed
-        mask = self.masks[window]
-        assert mask is not None
-        return mask
+                hidden |= distance >= window
+            self.masks[window] = hidden
+        return self.masks[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +108,32 @@ def _with_virtual(batch: Batch, virtual: Mapping[int | None, int]) -> tuple[list
 
 def _grouped(spans: Sequence[Span], past: Sequence[int]) -> list[list[int]]:
     """Spans of similar length and similar past together; few groups, little padding."""
-    order = sorted(range(len(spans)), key=lambda i: (spans[i].length, past[i]))
-    groups: list[list[int]] = []
-    for i in order:
-        if groups:
-            group = groups[-1]
-            shortest, least = spans[group[0]].length, min(past[j] for j in group)
-            most = max(past[i], *(past[j] for j in group))
-            if _close(shortest, spans[i].length) and _close(shortest + least, shortest + most):
-                group.append(i)
-                continue
-        groups.append([i])
-    return groups
+    groups: list[_Members] = []
+    for i in sorted(range(len(spans)), key=lambda i: (spans[i].length, past[i])):
+        fitting = next((group for group in reversed(groups) if group.takes(spans[i].length, past[i])), None)
+        if fitting is None:
+            fitting = _Members(spans[i].length, past[i], past[i])
+            groups.append(fitting)
+        fitting.add(i, past[i])
+    return [group.indexes for group in groups]
+
+
+@dataclass(slots=True)
+class _Members:
+    """A group in the making. Spans come in the order of their lengths, so `shortest` is the first one's."""
+
+    shortest: int
+    least: int
+    most: int
+    indexes: list[int] = field(default_factory=list)
+
+    def takes(self, length: int, past: int) -> bool:
+        least, most = min(self.least, past), max(self.most, past)
+        return _close(self.shortest, length) and _close(self.shortest + least, self.shortest + most)
+
+    def add(self, index: int, past: int) -> None:
+        self.least, self.most = min(self.least, past), max(self.most, past)
+        self.indexes.append(index)
 
 
 def _close(short: int, long: int) -> bool:
@@ -127,22 +142,32 @@ def _close(short: int, long: int) -> bool:
 
 def _group(spans: Sequence[Span], members: Sequence[int], positions_N: Tensor) -> Group:
     L = max(spans[i].length for i in members)
-    keys = [
-        [t for p in spans[i].parents for t in range(spans[p].start, spans[p].start + spans[p].length)] for i in members
-    ]
-    S = L + max(map(len, keys))
+    common = _common([spans[i].parents for i in members])
+    shared_P = _tokens(spans, common)
+    keys = [_tokens(spans, (*spans[i].parents[len(common) :], i)) for i in members]
+    S = max(map(len, keys))
     query_BL = torch.stack([_ramp(spans[i], L) for i in members])
     key_BS = torch.zeros(len(members), S, dtype=torch.long)
     key_position_BS = torch.full((len(members), S), torch.iinfo(torch.long).max // 2)
-    for row, (i, past) in enumerate(zip(members, keys, strict=True)):
-        span = spans[i]
-        own = torch.arange(span.start, span.start + span.length)
-        index = torch.cat([torch.tensor(past, dtype=torch.long), own])
+    for row, index in enumerate(keys):
         key_BS[row, : len(index)] = index
         key_position_BS[row, : len(index)] = positions_N[index]
+    key_position_BT = torch.cat([positions_N[shared_P].expand(len(members), -1), key_position_BS], 1)
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-    return Group(query_BL, key_BS, positions_N[query_BL], key_position_BS, kept)
+    return Group(query_BL, shared_P, key_BS, positions_N[query_BL], key_position_BT, kept)
+
+
+def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all begin with."""
+    same = [len(set(column)) == 1 for column in zip(*parents, strict=False)]
+    return parents[0][: same.index(False) if False in same else len(same)]
+
+
+def _tokens(spans: Sequence[Span], indexes: Sequence[int]) -> Tensor:
+    """Packed positions of all tokens of these spans, in order."""
+    ranges = [torch.arange(spans[i].start, spans[i].start + spans[i].length) for i in indexes]
+    return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
 
 
 def _ramp(span: Span, L: int) -> Tensor:
@@ -152,8 +177,9 @@ def _ramp(span: Span, L: int) -> Tensor:
 def _to(group: Group, device: torch.device) -> Group:
     return Group(
         group.query_BL.to(device),
+        group.shared_P.to(device),
         group.key_BS.to(device),
         group.query_position_BL.to(device),
-        group.key_position_BS.to(device),
+        group.key_position_BT.to(device),
         None if group.kept is None else group.kept.to(device),
     )

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -53,6 +54,9 @@ class Base:
         self._stream = Stream()
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
+        if self.dtype is torch.bfloat16:
+            head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+            head.register_forward_hook(_wide_head)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -87,8 +91,18 @@ class Base:
 
     @property
     def max_positions(self) -> int:
-        """The longest row, virtual tokens included, that the base was built for."""
-        return int(self.config.max_position_embeddings)
+        """The longest row, virtual tokens included, that the base was built for.
+
+        With "longrope" (Phi-3 128k) a row beyond the original length turns the positions of all rows beside it, so that
+        length is the limit: packed rows must not depend on their neighbours.
+        """
+        longest = int(self.config.max_position_embeddings)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        return (
+            min(longest, int(rope["original_max_position_embeddings"]))
+            if rope.get("rope_type") == "longrope"
+            else longest
+        )
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every weight once (a tied head is its embedding), by transformers' own name."""
@@ -103,7 +117,8 @@ class Base:
     def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """A plain Hugging Face folder of this base with other weights, that transformers loads without tritune."""
         tied = {name: weights[same] for name, same in self._tied_names().items() if same in weights}
-        self.model.save_pretrained(folder, state_dict={**weights, **tied})
+        # The names are those of `parameters`: some families (GPT-NeoX) would be renamed to what older versions called them.
+        self.model.save_pretrained(folder, state_dict={**weights, **tied}, save_original_format=False)
         self.tokenizer.save_pretrained(folder)
 
     def _tied_names(self) -> dict[str, str]:
@@ -119,7 +134,7 @@ class Base:
         Raises:
             AssertionError: other edits are bound; nesting them would hide one behind the other.
         """
-        assert isinstance(self._edits, NoEdits), "edits are already bound to this base"
+        assert type(self._edits) is NoEdits, "edits are already bound to this base"
         wanted = {site.key for site in edits.sites()}
         places = [place for place in self.places if place.site.key in wanted]
         assert len(places) == len(wanted), f"sites this base does not have: {wanted - {p.site.key for p in places}}"
@@ -159,6 +174,12 @@ class Base:
             output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return at_least_float32(logits_KV)
+
+
+def _wide_head(head: nn.Linear, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """The head's product in fp32: bf16 logits around 30 are 0.125 apart, and answers would tie."""
+    bias: Tensor | None = head.bias
+    return F.linear(args[0].float(), head.weight.float(), None if bias is None else bias.float())
 
 
 def load_base(

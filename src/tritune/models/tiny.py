@@ -43,7 +43,7 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "sliding_window": 6,
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 3.0,
-            "query_pre_attn_scalar": 8,
+            "query_pre_attn_scalar": 20,
         },
     ),
     "gemma3": (
@@ -51,7 +51,7 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         _SMALL
         | {
             "sliding_window": 6,
-            "query_pre_attn_scalar": 8,
+            "query_pre_attn_scalar": 20,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),

@@ -69,7 +69,14 @@ def _number(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # Line ends of every kind and invisible characters survive only as escapes.
+    plain = value.isprintable() or not value
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
 _Dumper.add_representer(float, _number)
+_Dumper.add_representer(str, _text)
 
 
 def value(text: str) -> object:
@@ -101,6 +108,7 @@ def parse(text: str, where: str) -> dict[str, object]:
     return {str(key): content for key, content in data.items()}
 
 
-def text(document: Mapping[str, object]) -> str:
-    """The document as YAML, keys in their order."""
-    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def text(document: Mapping[str, object], comment: str = "") -> str:
+    """The document as YAML, keys in their order, below a comment."""
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

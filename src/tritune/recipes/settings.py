@@ -19,6 +19,8 @@ from tritune.run import Training
 from tritune.text.template import TemplateSpec
 
 Rows = int | None
+#: written for the record; not a setting
+RECORDED = ("run",)
 
 
 class Settings(Training):
@@ -37,7 +39,7 @@ class Settings(Training):
     text_field: str = "text"
     label_field: str = "label"
     labels: tuple[str | int | bool, ...] | None = None
-    label_words: Mapping[str, str] | None = None
+    label_words: Mapping[str | int | bool, str] | None = None
     template: str | TemplateSpec | None = None
     dev_fraction: float = Field(default=0.1, ge=0, le=0.5)
     train_rows: Rows = Field(default=None, ge=1)
@@ -75,6 +77,10 @@ class TrainSettings(Settings):
     run: Mapping[str, object] | None = None
 
 
+class CheckSettings(CompareSettings, TrainSettings):
+    """What `check` can be told: a recipe of either command, of which base and data count."""
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -90,7 +96,8 @@ def layered(kind: type[S], given: Mapping[str, object], recipe: Mapping[str, obj
     layers = [(recipe or {}, where), (given, "command line")]
     problems = [problem for layer, name in layers for problem in misfits(kind, layer, name)]
     problems += [problem for layer, name in layers for problem in _method_misfits(layer, name)]
-    Mismatch.check("These settings cannot be used.", problems, f"Settings: {', '.join(kind.model_fields)}.")
+    known = ", ".join(name for name in kind.model_fields if name not in RECORDED)
+    Mismatch.check("These settings cannot be used.", problems, f"Settings: {known}.")
     return kind.read(merged(recipe or {}, given), where)
 
 

@@ -9,10 +9,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,26 @@ def saving(target: Path) -> Iterator[None]:
     Raises:
         StorageError: no space, no permission, a file where a folder should be.
     """
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        hint = {
-            errno.ENOSPC: "The disk is full; free some space and run the same command again.",
-            errno.EACCES: "You may not write there; choose another place with --out.",
-            errno.EROFS: "That file system is read-only; choose another place with --out.",
-        }.get(error.errno or 0, "Choose another place with --out.")
-        raise StorageError(
-            f"Could not write {target}: {error.strerror or error}. {hint} Nothing saved before was touched."
+    except SafetensorError as error:  # its writer wraps what the system said
+        code = re.search(r"os error (\d+)", str(error))
+        raise _storage_error(
+            target, int(code[1]) if code else 0, os.strerror(int(code[1])) if code else error
         ) from error
+    except OSError as error:
+        raise _storage_error(target, error.errno or 0, error.strerror or error) from error
+
+
+def _storage_error(target: Path, code: int, what: object) -> StorageError:
+    hint = {
+        errno.ENOSPC: "The disk is full; free some space and run the same command again.",
+        errno.EACCES: "You may not write there; choose another place with --out.",
+        errno.EROFS: "That file system is read-only; choose another place with --out.",
+    }.get(code, "Choose another place with --out.")
+    return StorageError(f"Could not write {target}: {what}. {hint} Nothing saved before was touched.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,15 +128,34 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, target: Path) -> None:
-    """Let a filled folder take the place of `target`; an older one is deleted last."""
+    """Let a filled folder take the place of `target`; an older one is deleted last. Others may do the same meanwhile."""
+    replaced: list[Path] = []
     with saving(target):
         made.chmod(0o755)
-        old = made.with_name(f"{made.name}-old")
-        if target.exists():
-            target.rename(old)
-        made.rename(target)
+        try:
+            while not _renamed(made, target):
+                aside = made.with_name(f"{made.name}-old{len(replaced)}")
+                with suppress(FileNotFoundError):  # another process moved it first
+                    target.rename(aside)
+                    replaced.append(aside)
+        except OSError:
+            if replaced and not target.exists():
+                replaced.pop().rename(target)
+            raise
         _sync(target.parent)
+    for old in replaced:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _renamed(made: Path, target: Path) -> bool:
+    """False: something is there already."""
+    try:
+        made.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _sync(folder: Path) -> None:

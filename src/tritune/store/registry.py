@@ -9,6 +9,7 @@ Knows manifests and tensors; no model, no method.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,15 +56,33 @@ class Stored:
     def bytes(self) -> int:
         return folder_bytes(self.folder)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder holds exactly this."""
+        try:
+            return read(self.folder).manifest == self.manifest and not any(self._changed_files())
+        except Mismatch:
+            return False
+
     def tensors(self) -> dict[str, Tensor]:
         """What was learned.
 
         Raises:
             Mismatch: a file is missing, cut off, or not the one the manifest was written with.
         """
-        Mismatch.check(f"{self.folder} is damaged or was changed.", self._changed_files(), "Get a fresh copy.")
+        tensors, problems = self.contents()
+        Mismatch.check(f"{self.folder} is damaged or was changed.", problems, "Get a fresh copy.")
+        return tensors
+
+    def contents(self) -> tuple[dict[str, Tensor], list[Problem]]:
+        """The tensors as far as they can be read, and everything that is wrong with the files."""
+        problems = list(self._changed_files())
         name = TENSORS if TENSORS in self.manifest.files else WHOLE_BASE
-        return read_tensors(self.folder / name)
+        try:
+            return read_tensors(self.folder / name), problems
+        except Mismatch as error:
+            known = {problem.where for problem in problems}
+            return {}, [*problems, *(problem for problem in error.problems if problem.where not in known)]
 
     def _changed_files(self) -> Iterator[Problem]:
         for name, wanted in self.manifest.files.items():
@@ -93,10 +112,10 @@ def save(
     """
     with staging(root) as made:
         manifest = _fill(made, describe, tensors, whole_base)
-        target = root / manifest.id()[:12]
-        if not target.exists():
-            publish(made, target)
-    return Stored(target, manifest)
+        stored = Stored(root / manifest.id()[:12], manifest)
+        if not stored.is_whole:
+            publish(made, stored.folder)
+    return stored
 
 
 def save_as(
@@ -111,12 +130,29 @@ def save_as(
     Raises:
         Mismatch: something else is there.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Mismatch(f"{folder} exists and is no adaptation; nothing was written.", hint="Choose another place.")
+    Mismatch.check(
+        f"{folder} exists and is not just an adaptation; nothing was written.",
+        _in_the_way(folder),
+        "Choose another place.",
+    )
     with staging(folder.absolute().parent) as made:
         manifest = _fill(made, describe, tensors, whole_base)
         publish(made, folder)
     return Stored(folder, manifest)
+
+
+def _in_the_way(folder: Path) -> Iterator[Problem]:
+    """What would be lost if the folder were replaced: everything but an adaptation's own files."""
+    if folder.is_dir():
+        try:
+            own = {MANIFEST, *read(folder).manifest.files}
+            inside = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+        except Mismatch:
+            own, inside = set(), sorted(folder.iterdir())
+        names = [path.relative_to(folder).as_posix() for path in inside]
+        yield from (Problem(name, "is no part of an adaptation") for name in names if name not in own)
+    elif folder.exists():
+        yield Problem(str(folder), "is a file")
 
 
 def _fill(
@@ -181,15 +217,8 @@ def find(ref: str, roots: tuple[Path, ...] = (Path("runs"), Path())) -> Stored:
 
 def listing(roots: tuple[Path, ...]) -> list[Stored]:
     """Every readable adaptation below the roots, sorted by folder. Half-written and foreign folders are passed over."""
-    folders = {
-        p.parent
-        for root in roots
-        if root.is_dir()
-        for p in root.glob(f"**/{MANIFEST}")
-        if not _hidden(p.relative_to(root))
-    }
     found = []
-    for folder in sorted(folders):
+    for folder in sorted({folder for root in roots for folder in _folders(root)}):
         try:
             found.append(read(folder))
         except Mismatch:
@@ -197,5 +226,9 @@ def listing(roots: tuple[Path, ...]) -> list[Stored]:
     return found
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _folders(root: Path) -> Iterator[Path]:
+    """Folders with a manifest below a root; hidden ones (half-written, .venv, .git) are not entered."""
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "node_modules"]
+        if MANIFEST in files:
+            yield Path(folder)

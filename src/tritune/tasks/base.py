@@ -8,7 +8,7 @@ Task.score(example, Answer)          numbers for this one example
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -96,6 +96,10 @@ class Task(ABC):
     @abstractmethod
     def unlabelled(self, source: Any) -> Sequence[Example]:
         """Rows to be answered: texts, mappings, or a file."""
+
+    @abstractmethod
+    def bind_chat(self, chat: Callable[[Sequence[Any]], str]) -> None:
+        """Take the base's own way of writing a conversation, for templates that want it."""
 
     @abstractmethod
     def shots(self, k: int, seed: int = 0) -> Sequence[Example]:

@@ -20,7 +20,8 @@ from tritune.tasks.sources import Progress, Source, has_own_splits
 from tritune.tasks.splits import balanced
 from tritune.text.template import Chat, Template, TemplateSpec, chat_pieces, default_template
 
-MOVIE_REVIEWS_TEMPLATE = TemplateSpec(context="Review: {{ text }}\nSentiment:")
+#: the question stands in front, where all rows share it and it costs nothing per row
+MOVIE_REVIEWS_TEMPLATE = TemplateSpec(instruction="Is the movie review positive or negative?", context="{{ text }} =>")
 
 
 class ClassificationSpec(TaskSpec):

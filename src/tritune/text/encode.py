@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
-from tritune.errors import BadData, Problem
+from tritune.errors import BadData, Mismatch, Problem
 from tritune.tasks.base import Prompt
+from tritune.text.template import Message
 
 #: characters before an answer that decide how the answer is cut into tokens
 _TAIL = 24
@@ -23,10 +25,13 @@ class Tokenizer(Protocol):
 
     bos_token_id: int | None
     eos_token_id: int | None
+    chat_template: object
 
     def __call__(
         self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool
     ) -> dict[str, list[list[int]]]: ...
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,19 @@ class Encoder:
         self._tokenizer = tokenizer
         self._limit = limit
         self._bos = _adds_bos(tokenizer)
-        self._answer = lru_cache(maxsize=4096)(self._answer_ids)
+        self._answers = lru_cache(maxsize=4096)(self._answer_ids)
+
+    def chat(self, messages: Sequence[Message]) -> str:
+        """A conversation in the base's own words, up to where the assistant answers.
+
+        Raises:
+            Mismatch: this base has no chat template.
+        """
+        if self._tokenizer.chat_template is None:
+            raise Mismatch("This base has no chat template.", hint="Use a prompt template of kind 'jinja'.")
+        turns = [dict(message) for message in messages]
+        written: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return written
 
     def encode(self, prompts: Sequence[Prompt], ids: Sequence[str], where: Sequence[str]) -> list[Encoded]:
         """Ids of every prompt.
@@ -69,7 +86,7 @@ class Encoder:
         rows = []
         for prompt, context, row_id, place in zip(prompts, contexts, ids, where, strict=True):
             try:
-                row = self._row(prompt, (*self._bos, *context), row_id)
+                row = self._row(prompt, context, row_id)
             except ValueError as error:
                 problems.append(Problem(place, str(error)))
                 continue
@@ -80,31 +97,36 @@ class Encoder:
         BadData.check("Some rows cannot be used.", problems, "Shorten or remove these rows; nothing is cut in silence.")
         return rows
 
-    def _row(self, prompt: Prompt, context: tuple[int, ...], row_id: str) -> Encoded:
+    def _row(self, prompt: Prompt, context: Sequence[int], row_id: str) -> Encoded:
         if not context:
             raise ValueError("has an empty prompt")
+        written = tuple(context[: len(self._bos)]) == self._bos  # chat templates write the start token themselves
+        context = tuple(context) if written else (*self._bos, *context)
         tail = prompt.context[-_TAIL:]
-        choices = self._prefix_free(tuple(self._answer(tail, choice) for choice in prompt.choices))
+        choices = self._prefix_free(self._answers(tail, prompt.choices))
         if prompt.target is None:
             return Encoded(row_id, context, (), choices)
         gold = prompt.choices.index(prompt.target) if prompt.choices else None
-        target = self._answer(tail, prompt.target) if gold is None else choices[gold]
+        target = self._answers(tail, (prompt.target,))[0] if gold is None else choices[gold]
         return Encoded(row_id, context, target, choices, gold)
 
-    def _answer_ids(self, tail: str, answer: str) -> tuple[int, ...]:
-        """Ids of an answer as they stand behind a context that ends with `tail`."""
-        before, whole = self._ids([tail, tail + answer])
-        ids = whole[len(before) :]
-        if whole[: len(before)] != before or not ids:
-            raise ValueError(
-                f"the answer {answer!r} is not a run of tokens behind {tail!r}: "
-                "let the template end without a space and the answer begin with one"
-            )
-        return tuple(ids)
+    def _answer_ids(self, tail: str, answers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """Ids of answers as they stand behind a context that ends with `tail`."""
+        before, *wholes = self._ids([tail, *(tail + answer for answer in answers)])
+        for answer, whole in zip(answers, wholes, strict=True):
+            if whole[: len(before)] != before or len(whole) == len(before):
+                raise ValueError(
+                    f"the answer {answer!r} is not a run of tokens behind {tail!r}: "
+                    "let the template end without a space and the answer begin with one"
+                )
+        return tuple(tuple(whole[len(before) :]) for whole in wholes)
 
     def _prefix_free(self, choices: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         """Where one answer is the beginning of another, an end token closes all: a longer one could never win otherwise."""
-        if not any(a is not b and b[: len(a)] == a for a in choices for b in choices):
+        alike = [(a, b) for a, b in pairwise(sorted(choices)) if b[: len(a)] == a]
+        if any(a == b for a, b in alike):
+            raise ValueError("two labels become the same tokens, so this base cannot tell them apart")
+        if not alike:
             return choices
         end = self._tokenizer.eos_token_id
         if end is None:
@@ -115,12 +137,20 @@ class Encoder:
         if not any(prompt.pieces for prompt in prompts):
             return self._ids([prompt.context for prompt in prompts])
         return [
-            [i for text, control in prompt.pieces for i in self._ids([text], control=control)[0]] for prompt in prompts
+            [
+                i
+                for text, control in prompt.pieces or ((prompt.context, False),)
+                for i in self._ids([text], control=control)[0]
+            ]
+            for prompt in prompts
         ]
 
     def _ids(self, texts: Iterable[str], *, control: bool = False) -> list[list[int]]:
         """Without `control`, the text of a special token stays text."""
-        return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not control)["input_ids"]
+        given = list(texts)
+        if not given:
+            return []
+        return self._tokenizer(given, add_special_tokens=False, split_special_tokens=not control)["input_ids"]
 
 
 def _adds_bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ def training_batch(rows: Sequence[Encoded]) -> Batch:
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     labels = [IGNORE] * n
     for row in rows:
+        assert row.target, f"row {row.id} has no answer to learn"
         own = row.context[n:]
         build.add((*own, *row.target[:-1]), parents)
         labels += [IGNORE] * (len(own) - 1) + list(row.target)

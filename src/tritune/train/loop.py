@@ -23,7 +23,7 @@ from tritune.models.base import IGNORE, Batch
 from tritune.models.load import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
-from tritune.text.pack import training_batch
+from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_per_epoch
 from tritune.train.optim import adamw, rate
 from tritune.train.state import Best, Facts, TrainState, grouped, optimizer_tensors, restore_optimizer
@@ -53,9 +53,14 @@ class Event:
 
 def total_steps(training: Training, rows: Sequence[Encoded], seed: int) -> int:
     """Optimizer steps of a whole run."""
-    lengths = [row.n_trained for row in rows]
-    per_epoch = steps_per_epoch(lengths, training.batch_tokens, training.accumulate, seed)
+    per_epoch = steps_per_epoch(_lengths(rows), training.batch_tokens, training.accumulate, seed)
     return max(1, math.ceil(training.epochs * per_epoch))
+
+
+def _lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens that a row brings into a batch: what all rows begin with goes through the base once."""
+    shared = shared_beginning([row.context for row in rows])
+    return [row.n_trained - shared for row in rows]
 
 
 def batch_loss(base: Base, batch: Batch) -> Tensor:
@@ -160,6 +165,11 @@ class _Trainer:
         self.facts = self.facts.model_copy(update={"best": best, "stale": 0 if better else self.facts.stale + 1})
         return self._event("evaluation", dev=measured, best=better)
 
+    @property
+    def patience_is_out(self) -> bool:
+        patience = self.training.patience
+        return patience is not None and self.facts.stale >= patience
+
     def keep_best(self) -> None:
         if self.best:
             self.delta.restore({name.removeprefix("best/"): tensor for name, tensor in self.best.items()})
@@ -205,6 +215,7 @@ def train(
     save: Callable[[TrainState], None] | None = None,
     resume: TrainState | None = None,
     until: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[Event]:
     """Train `delta` on `rows`; yields what happens. Deterministic on a CPU for a given seed.
 
@@ -214,20 +225,22 @@ def train(
         resume: a saved state of the same run, which goes on bit for bit as if never stopped. It is taken over:
             do not use it again.
         until: stop after this step without ending the run: the state is saved, the best is not restored.
+        stop: asked after every step; True ends this call as `until` does, with no evaluation of its own.
 
     Raises:
         Diverged: a loss or gradient is not finite; parameters are as before that step.
     """
+    assert rows, "nothing to train on"
     trainer = _Trainer(training, learning_rate, base, delta, rows, seed)
     if resume is not None:
         trainer.resume(resume)
         resume = None
     last = min(trainer.total, until or trainer.total)
-    lengths = [row.n_trained for row in rows]
-    left = steps(lengths, training.batch_tokens, training.accumulate, seed, skip=trainer.facts.step)
+    left = steps(_lengths(rows), training.batch_tokens, training.accumulate, seed, skip=trainer.facts.step)
     due = _evaluation_steps(training, trainer.total)
+    paused = until is not None and not trainer.patience_is_out
     with base.bind(delta):
-        for micro_batches in islice(left, last - trainer.facts.step):
+        for micro_batches in islice(left, 0 if trainer.patience_is_out else max(0, last - trainer.facts.step)):
             delta.train()
             yield trainer.step(micro_batches)
             if evaluate and trainer.facts.step in due | ({last} if until else set()):
@@ -235,13 +248,17 @@ def train(
                 yield trainer.evaluate(evaluate())
                 if save and trainer.facts.step != last:
                     save(trainer.state())
-                if training.patience is not None and trainer.facts.stale >= training.patience:
+                if trainer.patience_is_out:
                     yield trainer.event("stopped", f"no better on dev for {training.patience} evaluations")
+                    paused = False
                     break
+            if stop is not None and stop():
+                paused = True
+                break
     delta.eval()
     if save:
         save(trainer.state())
-    if until is None or trainer.facts.step == trainer.total:
+    if not paused or trainer.facts.step == trainer.total:
         trainer.keep_best()
         yield trainer.event("done", "")
 

@@ -61,4 +61,5 @@ def restore_optimizer(
 ) -> None:
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")
-        optimizer.state[parameters[name]][moment] = tensor
+        parameter = parameters[name]
+        optimizer.state[parameter][moment] = tensor.to(parameter.device)

@@ -401,7 +401,7 @@ def test_movie_reviews_bring_all_splits(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert all(task.examples(split) for split in Split)
     assert task.labels == ("negative", "positive")
     example = task.examples(Split.TEST)[0]
-    assert task.prompt(example).context == f"Review: {example.fields['text']}\nSentiment:"
+    assert task.prompt(example).context == (f"Is the movie review positive or negative?\n\n{example.fields['text']} =>")
     again = Classification.from_spec(task.spec, test="movie-reviews")
     assert again.examples(Split.TEST) == task.examples(Split.TEST)
 

@@ -1,0 +1,217 @@
+"""`tritune compare`: every method on the same data, side by side, with plain prompting as the baseline."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritune.cli import folders, given, options
+from tritune.cli.language import language
+from tritune.cli.loading import RUN, load_base, load_task, require, settled
+from tritune.cli.progress import shown
+from tritune.cli.screen import echo_json, page
+from tritune.errors import Mismatch, Problem
+from tritune.progress import Progress
+from tritune.recipes import documents
+from tritune.recipes.misfits import fields_of, misfits
+from tritune.recipes.settings import CompareSettings
+
+if TYPE_CHECKING:
+    from tritune.compare import Plan
+    from tritune.evaluate.record import Comparison
+    from tritune.report.words import Lang
+
+RECORD, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
+#: everything a comparison writes
+OWN = frozenset({RUN, RECORD, TABLE, REPORT, "adaptations", "entries", "examples"})
+SEARCH = "Search"
+
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Any of {methods}; or all.", metavar="A,B,...", rich_help_panel=SEARCH)
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds", help="Runs per method; the first is also the search's.", metavar="N,...", rich_help_panel=SEARCH
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option("--shots", help="Solved examples for few-shot prompting; 0: without.", rich_help_panel=SEARCH),
+]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        "--rates",
+        help="Learning rates to try, as factors of each method's own.",
+        metavar="X,...",
+        rich_help_panel=SEARCH,
+    ),
+]
+SearchShare = Annotated[
+    float | None,
+    typer.Option(
+        "--search-share", help="Share of all steps every rate gets before one is chosen.", rich_help_panel=SEARCH
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A method's own setting; repeat as needed.", metavar="METHOD.KEY=VALUE", rich_help_panel=SEARCH
+    ),
+]
+
+
+def compare(
+    ctx: typer.Context,
+    out: options.Folder,
+    recipe: options.Recipe = None,
+    base: options.Base = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    train: options.Train = None,
+    test: options.Test = None,
+    dev: options.Dev = None,
+    text_field: options.TextField = None,
+    label_field: options.LabelField = None,
+    label_words: options.LabelWords = None,
+    template: options.Template = None,
+    train_rows: options.TrainRows = None,
+    dev_rows: options.DevRows = None,
+    test_rows: options.TestRows = None,
+    data_seed: options.DataSeed = None,
+    allow_duplicates: options.AllowDuplicates = None,
+    methods: Methods = None,
+    changes: Changes = None,
+    seeds: Seeds = None,
+    shots: Shots = None,
+    rates: Rates = None,
+    search_share: SearchShare = None,
+    epochs: options.Epochs = None,
+    learning_rate: options.LearningRate = None,
+    batch_tokens: options.BatchTokens = None,
+    accumulate: options.Accumulate = None,
+    evaluations: options.Evaluations = None,
+    patience: options.Patience = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    lang: options.Lang = None,
+) -> None:
+    """Train every method on your data and measure all of them on the same test rows.
+
+    Plain prompting is the baseline. Writes a table, a report and every adaptation below --out.
+
+    Example:
+      tritune compare --train train.csv --test test.csv --text-field review \\
+        --label-field sentiment --train-rows 500 --out runs/mine
+    """
+    # The options reach the settings by their names: whatever was given lies over the recipe.
+    configs = _configs(changes or ())
+    settings = given.settings(CompareSettings, ctx.params, recipe, {"configs": configs} if configs else {})
+    if idle := [method for method in configs if method not in settings.kinds()]:
+        raise typer.BadParameter(f"'{idle[0]}' is not among the methods compared", param_hint="--set")
+    with shown(quiet=quiet) as progress:
+        comparison = run(settings, out, language(lang), progress, command_of(ctx), overwrite=overwrite)
+    tell(comparison, out, language(lang), as_json=as_json)
+
+
+def command_of(ctx: typer.Context) -> str:
+    """What was typed."""
+    return shlex.join(["tritune", *(ctx.obj or ())])
+
+
+def run(
+    settings: CompareSettings, out: Path, lang: Lang, progress: Progress, command: str, *, overwrite: bool
+) -> Comparison:
+    """Compare, and write everything that is known afterwards.
+
+    Raises:
+        Mismatch: something is missing, does not fit, or an earlier run is in the way.
+        BadData: with everything that is wrong with the data.
+    """
+    require(settings, "train", "test")
+    folders.check_free(out, OWN, overwrite=overwrite)
+    task = load_task(settings, progress)
+
+    from tritune.compare import compare as measure
+    from tritune.report.compare import markdown
+    from tritune.report.html import html
+    from tritune.store.files import write_json, write_text
+
+    plan = _plan(settings)
+    base = load_base(settings.base, settings.dtype, settings.device, progress)
+    with folders.replacing(out, OWN, progress):
+        resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})
+        write_text(out / RUN, documents.text(settled(resolved), comment=command))
+        comparison, results = measure(base, task, plan, out, command=command, progress=progress)
+        write_text(out / TABLE, markdown(comparison, lang))
+        write_text(out / REPORT, html(comparison, results, lang))
+        write_json(out / RECORD, comparison.model_dump(mode="json"))
+    return comparison
+
+
+def tell(comparison: Comparison, out: Path, lang: Lang, *, as_json: bool) -> None:
+    """The result on standard output."""
+    from tritune.report import compare as report
+    from tritune.report.words import words
+
+    if as_json:
+        echo_json(comparison.model_dump(mode="json"))
+        return
+    console, texts = page(), words(lang)
+    console.print(report.table(comparison, lang))
+    console.print(f"\n{report.recommendation(comparison, lang)}\n")
+    console.print(f"{texts['caveats']}:")
+    for caveat in report.caveats(comparison, lang):
+        console.print(f"- {caveat}")
+    console.print(f"\n{out / REPORT}", soft_wrap=True)
+
+
+def _configs(changes: Sequence[str]) -> dict[str, dict[str, object]]:
+    """["method.key=value"] -> settings by method."""
+    configs: dict[str, dict[str, object]] = {}
+    for name, value in given.assignments(changes).items():
+        method, dot, key = name.partition(".")
+        if not dot:
+            raise typer.BadParameter(f"'{name}' is not METHOD.KEY", param_hint="--set")
+        configs.setdefault(method, {})[key] = value
+    return configs
+
+
+def _plan(settings: CompareSettings) -> Plan:
+    """The plan, with every method's own settings checked."""
+    from tritune.compare import Plan
+    from tritune.methods import method
+
+    problems: list[Problem] = []
+    hints: list[str] = []
+    for kind, config in settings.configs.items():
+        found = misfits(method(kind).Config, config, kind)
+        problems += found
+        hints += [f"Settings of {kind}: {fields_of(method(kind).Config)}."] if found else []
+    Mismatch.check("These settings of methods cannot be used.", problems, "\n".join(hints))
+    optional = {name: getattr(settings, name) for name in ("shots", "rates", "search_share")}
+    return Plan(
+        methods=settings.kinds(),
+        configs={
+            kind: method(kind).Config.read(dict(settings.configs.get(kind, {})), kind) for kind in settings.kinds()
+        },
+        seeds=settings.seeds,
+        training=settings.training(),
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def _resolved(plan: Plan) -> dict[str, object]:
+    return {
+        "methods": plan.methods,
+        "configs": {kind: config.model_dump(mode="json") for kind, config in plan.configs.items()},
+        "shots": plan.shots,
+        "rates": plan.rates,
+        "search_share": plan.search_share,
+    }

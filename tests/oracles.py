@@ -1,0 +1,128 @@
+"""Slow, clear twins of the fast paths: attention query by query, rows alone through stock transformers.
+
+Nothing here shares code with what it checks: no layout, no registered attention function, no packing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tritune.models.base import Batch, Span
+from tritune.models.load import Base
+from tritune.models.tiny import tiny_base
+
+
+@cache
+def base_of(name: str) -> Base:
+    """One tiny base per name and process. Tests never change a base."""
+    return tiny_base(name)
+
+
+@cache
+def stock_of(name: str) -> PreTrainedModel:
+    """The same weights in a model of transformers that has never heard of packing."""
+    return stock(base_of(name))
+
+
+def stock(base: Base) -> PreTrainedModel:
+    model = copy.deepcopy(base.model)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def stock_logits(model: PreTrainedModel, row: Sequence[int], prompt_PD: Tensor | None = None) -> Tensor:
+    """(n, V) of one row alone; with virtual tokens in front, as anybody would prepend them."""
+    ids = torch.tensor([list(row)])
+    if prompt_PD is None:
+        return model(input_ids=ids, use_cache=False).logits[0]
+    embedded = torch.cat([prompt_PD[None], model.get_input_embeddings()(ids)], dim=1)
+    return model(inputs_embeds=embedded, use_cache=False).logits[0, prompt_PD.shape[0] :]
+
+
+def rows_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Random rows of token ids, special ids left out."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 250, (n,), generator=generator).tolist() for n in lengths]
+
+
+def packed_logits(base: Base, rows: Sequence[Sequence[int]], slots: tuple[int, ...] | None = None) -> list[Tensor]:
+    """Not an oracle but what is checked: all positions of rows that go through a base end to end, row by row."""
+    spans, at = [], 0
+    for row in rows:
+        spans.append(Span(at, len(row)))
+        at += len(row)
+    batch = Batch(torch.tensor([i for row in rows for i in row]), tuple(spans), None, slots)
+    return list(base.logits(batch, torch.arange(at)).split([len(row) for row in rows]))
+
+
+@torch.no_grad()
+def stock_log_likelihood(
+    model: PreTrainedModel, context: Sequence[int], answer: Sequence[int], prompt_PD: Tensor | None = None
+) -> float:
+    """Sum of the log-probabilities of an answer's tokens behind a context, from the whole row."""
+    row = [*context, *answer]
+    logits = stock_logits(model, row, prompt_PD).double()
+    total = 0.0
+    for i, token in enumerate(answer):
+        at = len(context) + i - 1
+        total += float(torch.log_softmax(logits[at], dim=-1)[token])
+    return total
+
+
+def positions(spans: Sequence[Span]) -> list[int]:
+    """Position of every packed token: it counts on from the end of the span's last parent."""
+    return [sum(spans[p].length for p in span.parents) + i for span in spans for i in range(span.length)]
+
+
+def visible(spans: Sequence[Span], window: int | None = None) -> list[set[int]]:
+    """Which packed tokens each packed token may see: its own span up to itself, and all of the span's parents."""
+    position = positions(spans)
+    seen = []
+    for span in spans:
+        for n in range(span.start, span.start + span.length):
+            keys = set(range(span.start, n + 1))
+            for p in span.parents:
+                keys |= set(range(spans[p].start, spans[p].start + spans[p].length))
+            seen.append({m for m in keys if window is None or position[n] - position[m] < window})
+    return seen
+
+
+def attention(
+    q_NHd: Tensor,
+    k_NKd: Tensor,
+    v_NKd: Tensor,
+    seen: Sequence[set[int]],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """(N, H, d): one query at a time, every query head beside its own copy of a key head."""
+    group = q_NHd.shape[1] // k_NKd.shape[1]
+    rows = []
+    for q_Hd, keys in zip(q_NHd, seen, strict=True):
+        k_SHd, v_SHd = (t[sorted(keys)].repeat_interleave(group, dim=1) for t in (k_NKd, v_NKd))
+        score_SH = scale * (k_SHd * q_Hd).sum(-1)
+        if softcap is not None:
+            score_SH = softcap * torch.tanh(score_SH / softcap)
+        weight_SH = torch.exp(score_SH - score_SH.amax(0))
+        rows.append((weight_SH[..., None] * v_SHd).sum(0) / weight_SH.sum(0)[:, None])
+    return torch.stack(rows)
+
+
+def bottleneck(u: Tensor, tensors: Mapping[str, Tensor], nonlinearity: str, scaling: float | Tensor) -> Tensor:
+    """s (W_up f(W_down u + b_down) + b_up), written out number by number where torch has a function for it."""
+    h = u @ tensors["down.weight"].T + tensors["down.bias"]
+    f = {
+        "relu": lambda t: t * (t > 0),
+        "swish": lambda t: t / (1 + torch.exp(-t)),
+        "gelu": lambda t: t * 0.5 * (1 + torch.erf(t / math.sqrt(2))),
+        "tanh": lambda t: (torch.exp(2 * t) - 1) / (torch.exp(2 * t) + 1),
+    }[nonlinearity]
+    return scaling * (f(h) @ tensors["up.weight"].T + tensors["up.bias"])
