@@ -70,7 +70,7 @@ class Trial:
         """
         resume, self.resume = self.resume, None
         self.curve = list(resume.facts.curve) if resume else []
-        for event in train(
+        events = train(
             self.training,
             self.base,
             self.delta,
@@ -82,7 +82,9 @@ class Trial:
             resume=resume,
             until=until,
             stop=stop,
-        ):
+        )
+        del resume  # the loop takes it over; a name here would keep a copy of every weight through the whole run
+        for event in events:
             if event.kind in ("step", "evaluation"):
                 self.curve.append(event.point)
             yield event

@@ -96,6 +96,8 @@ def compare(
 def _check(task: Task, plan: Plan) -> None:
     problems = [Problem(split, "no rows") for split in Split if not task.examples(split)]
     problems += [Problem(f"seed {s}", "given twice") for s in set(plan.seeds) if plan.seeds.count(s) > 1]
+    if not plan.training.evaluations and len(plan.rates) > 1 and plan.training.learning_rate is None:
+        problems.append(Problem("evaluations", "0, but the learning rate is chosen by looking at dev"))
     Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
 
 

@@ -86,6 +86,9 @@ def build(batch: Batch, virtual: Mapping[int | None, int], device: torch.device)
 
 def _with_virtual(batch: Batch, virtual: Mapping[int | None, int]) -> tuple[list[Span], list[int] | None]:
     """The batch's spans moved behind the virtual ones, each with its own slot's virtual span as first parent."""
+    if set(virtual) - {None}:
+        assert batch.slots is not None, "segments of slots need a batch with slots: its rows would see none of them"
+        assert None not in virtual, "a segment for every row beside segments of slots: which comes first is not said"
     spans: list[Span] = []
     slots: list[int] = []
     index: dict[int | None, int] = {}

@@ -153,7 +153,9 @@ class Base:
         edits = self._edits
         weights = edits.weights()
         segments = edits.segments()
-        layout = build(batch, {s.slot: s.embeddings_PD.shape[0] for s in segments}, self.device)
+        virtual = {s.slot: s.embeddings_PD.shape[0] for s in segments}
+        assert len(virtual) == len(segments), "two segments for one slot"
+        layout = build(batch, virtual, self.device)
         self._stream.slot_N = layout.slot_N
         tokens_N = batch.tokens_N.to(self.device)
         embed = weights.get(self._embedding_name)

@@ -130,6 +130,13 @@ def test_each_slot_gets_its_own_prompt(name: str) -> None:
         torch.testing.assert_close(logits, stock_logits(model, row, prompts.get(slot)), **CLOSE)
 
 
+def test_two_prompts_for_one_slot_are_refused() -> None:
+    base = base_of("llama")
+    twice = Prompt([Segment(prompt_of(base, 2), 0), Segment(prompt_of(base, 3), 0)])
+    with base.bind(twice), pytest.raises(AssertionError, match="two segments"):
+        packed_logits(base, rows_of((4,)), (0,))
+
+
 @each_base
 def test_gradients_of_a_shared_prompt_are_the_sum_over_prepended_rows(name: str) -> None:
     base, model = base_of(name), stock_of(name)

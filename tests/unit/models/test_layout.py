@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,15 @@ def test_groups_pad_little_and_no_query_is_left_without_a_key(spans: tuple[Span,
 
 def slack(length: int) -> int:
     return max(SLACK_TOKENS, int(SLACK_SHARE * length))
+
+
+@pytest.mark.parametrize(("virtual", "slots"), [({0: 3}, None), ({0: 3, None: 2}, (0, 0))])
+def test_a_segment_that_no_row_would_see_is_refused(
+    virtual: dict[int | None, int], slots: tuple[int, ...] | None
+) -> None:
+    """Or a bank of prompts would answer as the bare base, and nobody would know."""
+    with pytest.raises(AssertionError, match="segment"):
+        build(batch_of((Span(0, 3), Span(3, 2)), slots), virtual, CPU)
 
 
 def test_rows_of_one_length_share_one_group_without_padding() -> None:

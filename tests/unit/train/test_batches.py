@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +38,7 @@ def test_similar_lengths_meet_and_no_epoch_is_ordered_by_length() -> None:
     spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
     assert sum(spread) / len(spread) < 10, "at random it would be above 40"
     means = [sum(lengths[i] for i in b) / len(b) for b in batches]
-    rising = sum(b > a for a, b in zip(means, means[1:], strict=False)) / (len(means) - 1)
+    rising = sum(b > a for a, b in pairwise(means)) / (len(means) - 1)
     assert 0.3 < rising < 0.7
     first = sum(means[: len(means) // 2]) / (len(means) // 2)
     second = sum(means[len(means) // 2 :]) / (len(means) - len(means) // 2)

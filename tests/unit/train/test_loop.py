@@ -153,8 +153,8 @@ def test_the_best_step_on_dev_is_what_stays(config: MethodConfig, script: list[t
 def test_without_dev_the_last_step_stays() -> None:
     short, long = fresh(), fresh()
     run(short, EIGHT.model_copy(update={"schedule": "constant", "evaluations": 0}), until=5)
-    steps = [e for e in run(long, EIGHT.model_copy(update={"schedule": "constant", "evaluations": 0}))]
-    assert steps[-1].kind == "done"
+    events = run(long, EIGHT.model_copy(update={"schedule": "constant", "evaluations": 0}))
+    assert events[-1].kind == "done"
     assert not same(state_of(short), state_of(long))
 
 

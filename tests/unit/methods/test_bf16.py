@@ -1,0 +1,74 @@
+"""Every method over a bf16 base: learned in fp32, and the gradients point where those of an fp32 base point."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.laws.conftest import kinds_and_variants, training_rows
+from tests.oracles import base_of
+from tritune.methods import method
+from tritune.methods.full import Full
+from tritune.models.load import Base
+from tritune.models.tiny import tiny_base
+from tritune.run import Training
+from tritune.text.pack import training_batch
+from tritune.train.loop import batch_loss, train
+
+BATCH = training_batch(training_rows())
+
+
+def gradients(base: Base, kind: str, variant: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of a delta that is the same over every format of the base."""
+    found = method(kind)
+    start = base_of(base.name.removeprefix("tiny-"))  # full fine-tuning starts from the weights themselves
+    state = found.init(found.variants[variant], start, torch.Generator().manual_seed(0)).state()
+    delta = found.init(found.variants[variant], base, torch.Generator().manual_seed(0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    moved = {n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in sorted(state.items())}
+    delta.restore({n: moved[n].to(t.dtype) for n, t in delta.state().items()})
+    with base.bind(delta):
+        loss = batch_loss(base, BATCH)
+        loss.backward()
+    assert loss.dtype is torch.float32
+    found_gradients = {}
+    for name, parameter in delta.trainable().items():
+        assert parameter.dtype is torch.float32
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype is torch.float32
+        found_gradients[name] = parameter.grad
+    return float(loss.detach()), found_gradients
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
+@pytest.mark.parametrize(("kind", "variant"), kinds_and_variants())
+def test_gradients_are_those_of_fp32_up_to_rounding(kind: str, variant: int, name: str) -> None:
+    wide_loss, wide = gradients(base_of(name), kind, variant)
+    loss, narrow = gradients(tiny_base(name, dtype=torch.bfloat16), kind, variant)
+    assert loss == pytest.approx(wide_loss, rel=2e-2)
+    assert narrow.keys() == wide.keys()
+    whole, whole_wide = (torch.cat([g[n].flatten() for n in sorted(g)]) for g in (narrow, wide))
+    assert float(torch.nn.functional.cosine_similarity(whole, whole_wide, dim=0)) > 0.97
+    assert float(whole.norm()) == pytest.approx(float(whole_wide.norm()), rel=0.05)
+    for tensor_name, gradient in narrow.items():
+        assert bool(gradient.isfinite().all())
+        assert bool(gradient.any()) == bool(wide[tensor_name].any()), tensor_name
+
+
+def test_full_fine_tuning_keeps_steps_that_bf16_would_lose() -> None:
+    """A step far below the spacing of bf16 numbers moves the master, and in time what the base computes with."""
+    base = tiny_base("llama-tied", dtype=torch.bfloat16)
+    delta = method("full").init(Full(), base, torch.Generator())
+    first = {n: t.clone() for n, t in delta.weights().items()}
+    training = Training(epochs=40.0, batch_tokens=10**6, warmup=0.0, schedule="constant", evaluations=0)
+    shares = []
+    for event in train(training, base, delta, training_rows(), learning_rate=1e-5, seed=0):
+        if event.step in (1, 40):
+            now = delta.weights()
+            moved = sum(int((now[n] != first[n]).sum()) for n in now)
+            shares.append(moved / sum(t.numel() for t in now.values()))
+    assert shares[0] < 0.02, "one step is lost on nearly every bf16 number"
+    assert shares[-1] > 3 * shares[0], "but not in the master"
+    assert all(p.dtype is torch.float32 for p in delta.trainable().values())
+    assert {t.dtype for t in delta.export().values()} == {torch.bfloat16}
