@@ -44,11 +44,12 @@ class Trial:
     resume: TrainState | None = None
     delta: Delta = field(init=False)
     curve: list[CurvePoint] = field(init=False, default_factory=list)
+    best_step: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.method = method_of(self.config)
         self.delta = self.method.init(self.config, self.base, torch.Generator().manual_seed(self.seed))
-        encoder = encoder_for(self.base, self.delta)
+        encoder = encoder_for(self.base, self.method.virtual_tokens(self.config))
         self._train = examples.encode(self.task, _needed(self.task, Split.TRAIN), encoder)
         self._dev = examples.encode(self.task, self.task.examples(Split.DEV), encoder)
         if self.training.evaluations and not self._dev.examples:
@@ -70,6 +71,7 @@ class Trial:
         """
         resume, self.resume = self.resume, None
         self.curve = list(resume.facts.curve) if resume else []
+        self.best_step = resume.facts.best.step if resume and resume.facts.best else None
         events = train(
             self.training,
             self.base,
@@ -87,6 +89,8 @@ class Trial:
         for event in events:
             if event.kind in ("step", "evaluation"):
                 self.curve.append(event.point)
+            if event.best:
+                self.best_step = event.step
             yield event
 
     @property
@@ -96,9 +100,14 @@ class Trial:
 
     @property
     def best(self) -> CurvePoint | None:
-        """The evaluation whose weights are kept; None: dev was never looked at, the last weights are."""
-        seen = [point for point in self.curve if point.dev_score is not None]
-        return max(seen, key=lambda point: point.merit, default=None)
+        """The evaluation whose weights are kept; None: dev decided nothing, the last weights are."""
+        looks = (point for point in self.curve if point.dev_score is not None)
+        return next((point for point in looks if point.step == self.best_step), None)
+
+    @property
+    def latest(self) -> CurvePoint | None:
+        """The newest look at dev."""
+        return next((point for point in reversed(self.curve) if point.dev_score is not None), None)
 
     def _evaluate(self) -> Measured:
         answers = examples.answer(self.base, self.task, self._dev)

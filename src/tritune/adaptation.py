@@ -19,7 +19,7 @@ from tritune.evaluate.record import ExampleResult
 from tritune.evaluate.stats import mean_interval
 from tritune.methods import method as method_named
 from tritune.methods import method_of
-from tritune.methods.base import Delta, Method
+from tritune.methods.base import Method
 from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
 from tritune.run import BaseRef, Training
@@ -64,9 +64,8 @@ class Origin:
     data: Mapping[str, str]
 
 
-def encoder_for(base: Base, delta: Delta | None = None) -> Encoder:
-    """An encoder whose limit leaves room for the virtual tokens of a delta."""
-    virtual = max((s.embeddings_PD.shape[0] for s in delta.segments()), default=0) if delta else 0
+def encoder_for(base: Base, virtual: int = 0) -> Encoder:
+    """An encoder whose limit leaves room for so many virtual tokens in front of every row."""
     return Encoder(base.tokenizer, base.max_positions - virtual)
 
 
@@ -96,7 +95,7 @@ class Adaptation:
     def predict_examples(self, rows: Sequence[Example], *, progress: Progress | None = None) -> list[Prediction]:
         """As `predict`, for examples of a file."""
         progress = progress or Silent()
-        encoded = examples.encode(self.task, rows, encoder_for(self.base, self.delta))
+        encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
         progress.stage("predict", len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)
@@ -122,7 +121,7 @@ class Adaptation:
             raise Mismatch(
                 f"The task has no {split} rows to evaluate on.", hint="Give labelled rows, e.g. with --test FILE."
             )
-        encoded = examples.encode(self.task, rows, encoder_for(self.base, self.delta))
+        encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
         progress.stage(f"evaluate on {split}", len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)

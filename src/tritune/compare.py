@@ -85,6 +85,7 @@ def compare(
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
+    _check_lengths(base, task, configs, plan)
     found = Found()
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, out, progress)
@@ -99,6 +100,20 @@ def _check(task: Task, plan: Plan) -> None:
     if not plan.training.evaluations and len(plan.rates) > 1 and plan.training.learning_rate is None:
         problems.append(Problem("evaluations", "0, but the learning rate is chosen by looking at dev"))
     Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
+
+
+def _check_lengths(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> None:
+    """Rows that only the last method could not take must not be found after hours.
+
+    Raises:
+        BadData: rows that are too long for one of the methods, or with the solved examples in front.
+    """
+    virtual = max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
+    encoder = encoder_for(base, virtual)
+    for split in Split:
+        examples.encode(task, task.examples(split), encoder)
+    for _, shots in _prompting(task, plan):
+        examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
 
 
 def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
@@ -171,26 +186,31 @@ def _search(
     rates = (plan.training.learning_rate,) if plan.training.learning_rate else tuple(default * f for f in plan.rates)
     for rate in sorted(rates):
         states: list[TrainState] = []
+
+        def keep(state: TrainState, states: list[TrainState] = states) -> None:
+            states[:] = [state]  # the newest only: each holds a copy of everything that trains
+
         trial = Trial(base, task, config, plan.training, rate, plan.seeds[0])
         if len(rates) == 1:
             return trial, ()
         steps = max(1, round(plan.search_share * trial.total_steps))
         try:
-            follow(trial.events(until=steps, save=states.append), progress, f"{kind}, rate {rate:.2g}", steps)
+            events = trial.events(until=steps, save=keep)
+            follow(events, progress, f"{kind}, rate {rate:.2g}", steps)
         except Diverged as error:
             progress.say(f"{kind}: rate {rate:.2g} diverged. {error}")
-        best = trial.best if states else None
+        reached = trial.latest if states else None
         points.append(
             SearchPoint(
                 learning_rate=rate,
                 steps=steps,
-                dev_loss=best.dev_loss if best else None,
-                dev_score=best.dev_score if best else None,
+                dev_loss=reached.dev_loss if reached else None,
+                dev_score=reached.dev_score if reached else None,
                 chosen=False,
             )
         )
-        if best and (leader is None or leader.best is None or best.merit > leader.best.merit):
-            trial.resume = states[-1]
+        if reached and (leader is None or leader.latest is None or reached.merit > leader.latest.merit):
+            trial.resume = states.pop()
             leader = trial
     if leader is None:
         raise Diverged(f"{kind}: every learning rate of the search diverged: {[p.learning_rate for p in points]}.")

@@ -70,7 +70,7 @@ QUICK = Training(epochs=1, batch_tokens=600, evaluations=1)
 EFFORT: Mapping[str, tuple[MethodConfig, float, float | None]] = {
     "full": (tt.Full(), 3e-3, 0.9),
     "ptuning": (tt.PTuning(tokens=16), 3e-2, None),
-    "bottleneck": (tt.Bottleneck(reduction_factor=2.0, placement="double_seq"), 3e-2, 0.9),
+    "bottleneck": (tt.Bottleneck(reduction_factor=0.5, placement="double_seq", nonlinearity="gelu"), 3e-2, 0.9),
     "lora": (tt.LoRA(rank=8), 2e-2, 0.9),
 }
 

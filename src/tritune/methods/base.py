@@ -135,6 +135,10 @@ class Method(ABC, Generic[C]):
     @abstractmethod
     def _load(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> Delta: ...
 
+    def virtual_tokens(self, config: C) -> int:
+        """Tokens that stand in front of every row and take of the positions the base has."""
+        return 0
+
     def identity_at_start(self, config: C) -> bool:
         """Whether a fresh delta leaves every output of the base as it is."""
         return True

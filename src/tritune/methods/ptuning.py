@@ -146,6 +146,9 @@ class PTuningMethod(Method[PTuning]):
         stored = config.tokens * D
         return Budget(trained=stored + _encoder_size(config, D, H), stored=stored, stored_bytes=4 * stored)
 
+    def virtual_tokens(self, config: PTuning) -> int:
+        return config.tokens
+
     def identity_at_start(self, config: PTuning) -> bool:
         return False
 

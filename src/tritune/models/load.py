@@ -56,7 +56,7 @@ class Base:
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
             head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-            head.register_forward_hook(_wide_head)
+            head.forward = _wide(head)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -178,10 +178,25 @@ class Base:
         return at_least_float32(logits_KV)
 
 
-def _wide_head(head: nn.Linear, args: tuple[Tensor], output: Tensor) -> Tensor:
-    """The head's product in fp32: bf16 logits around 30 are 0.125 apart, and answers would tie."""
-    bias: Tensor | None = head.bias
-    return F.linear(args[0].float(), head.weight.float(), None if bias is None else bias.float())
+def _wide(head: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The head's product in fp32: bf16 logits around 30 are 0.125 apart, and answers would tie.
+
+    The widened weight is kept while the base's own is in place; edits may bring another.
+    """
+    own = head.weight
+    kept: list[Tensor] = []
+
+    def forward(x_KD: Tensor) -> Tensor:
+        if head.weight is not own:
+            weight_VD = head.weight.float()
+        else:
+            if not kept:
+                kept.append(own.detach().float())
+            weight_VD = kept[0]
+        bias: Tensor | None = head.bias
+        return F.linear(x_KD.float(), weight_VD, None if bias is None else bias.float())
+
+    return forward
 
 
 def load_base(

@@ -155,6 +155,10 @@ class _Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, torch.tensor(norm))
         return norm
 
+    def look(self, measured: Measured) -> Event:
+        """An evaluation that decides nothing in this run."""
+        return self._event("evaluation", dev=measured)
+
     def evaluate(self, measured: Measured) -> Event:
         """Take an evaluation in: a new best keeps a copy of the delta."""
         best = self.facts.best
@@ -224,7 +228,8 @@ def train(
         save: gets the whole state after each evaluation and at the end; None: nothing is kept.
         resume: a saved state of the same run, which goes on bit for bit as if never stopped. It is taken over:
             do not use it again.
-        until: stop after this step without ending the run: the state is saved, the best is not restored.
+        until: pause after this step: dev is looked at (which decides nothing unless it was due), the state is saved, the
+            best is not restored.
         stop: asked after every step; True ends this call as `until` does, with no evaluation of its own.
 
     Raises:
@@ -245,7 +250,8 @@ def train(
             yield trainer.step(micro_batches)
             if evaluate and trainer.facts.step in due | ({last} if until else set()):
                 delta.eval()
-                yield trainer.evaluate(evaluate())
+                take_in = trainer.evaluate if trainer.facts.step in due else trainer.look
+                yield take_in(evaluate())
                 if save and trainer.facts.step != last:
                     save(trainer.state())
                 if trainer.patience_is_out:
