@@ -64,6 +64,16 @@ def test_budget_equals_reality(case: Case) -> None:
 
 
 def test_budget_counts_the_added_flops(case: Case) -> None:
+    case.base.twins = False  # the counter does not know products that add in place
+    try:
+        per_length = flops_per_token(case)
+    finally:
+        case.base.twins = True
+    assert per_length[1] - per_length[0] == case.method.budget(case.config, case.base).added_flops
+
+
+def flops_per_token(case: Case) -> list[float]:
+    """Of the bare base, and with a moved delta bound."""
     per_length = []
     for edits in (NoEdits(), case.moved().requires_grad_(False)):
         counted = []
@@ -75,7 +85,7 @@ def test_budget_counts_the_added_flops(case: Case) -> None:
                 attention += n if name in (torch.ops.aten.bmm, torch.ops.aten.baddbmm) else 0
             counted.append(flops.get_total_flops() - attention)
         per_length.append((counted[1] - counted[0]) / 12)
-    assert per_length[1] - per_length[0] == case.method.budget(case.config, case.base).added_flops
+    return per_length
 
 
 # --- 2: the start ---
@@ -83,7 +93,7 @@ def test_budget_counts_the_added_flops(case: Case) -> None:
 
 def test_a_fresh_delta_is_the_identity_exactly_where_declared(case: Case) -> None:
     bare, fresh = outputs(case.base, NoEdits(), ROWS), outputs(case.base, case.fresh().eval(), ROWS)
-    same = all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(bare, fresh, strict=True))
+    same = all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(bare, fresh, strict=True))
     assert same == case.method.identity_at_start(case.config)
 
 

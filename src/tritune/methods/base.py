@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tritune.errors import Mismatch, NotMergeable, Problem
-from tritune.models.base import LINEAR_ROLES, Role, Segment, Site
+from tritune.models.base import LINEAR_ROLES, LowRank, Role, Segment, Site
 from tritune.models.dtype import at_least_float32
 from tritune.models.load import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
@@ -85,6 +85,9 @@ class Delta(nn.Module, ABC):
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         return y_NE
+
+    def low_rank(self, site: Site) -> LowRank | None:
+        return None
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
@@ -218,6 +221,9 @@ class Bank:
                 if len(mine):
                     y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
         return y_NE
+
+    def low_rank(self, site: Site) -> LowRank | None:
+        return None
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}

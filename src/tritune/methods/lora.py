@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tritune.methods.base import Budget, Delta, Method, linear_roles, sites_of
-from tritune.models.base import Role, Site
+from tritune.models.base import LowRank, Role, Site
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
@@ -60,6 +60,11 @@ class LoraDelta(Delta):
         A_rD, B_Er = self.part(site, "A").to(x_ND.dtype), self.part(site, "B").to(x_ND.dtype)
         added: Tensor = _LowRank.apply(x_ND, y_NE, A_rD, B_Er, self.config.scale)  # type: ignore[no-untyped-call]
         return added
+
+    def low_rank(self, site: Site) -> LowRank | None:
+        if self.training and self.config.dropout:
+            return None
+        return LowRank(self.part(site, "A"), self.part(site, "B"), self.config.scale)
 
     def export(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trainable().items()}

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from tritune.errors import UnsupportedBase
 from tritune.models.dtype import at_least_float32
 from tritune.models.layout import Group, Layout
+from tritune.models.short_rows import ShortRows
 
 NAME = "tritune_packed"
 
@@ -59,6 +60,9 @@ def packed_attention(
         asked = ", ".join(name for name, given in refused.items() if given)
         raise UnsupportedBase(f"This model's attention uses {asked}, which packed rows do not support.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is None and not any(_is_long(group) for group in layout.groups):
+        y_HNd: Tensor = ShortRows.apply(query[0], key[0], value[0], layout, scale, sliding_window)  # type: ignore[no-untyped-call]
+        return y_HNd.transpose(0, 1)[None], None
     q_NHd, k_NKd, v_NKd = (t[0].transpose(0, 1) for t in (query, key, value))
     outputs = []
     for group in layout.groups:
@@ -67,6 +71,11 @@ def packed_attention(
         outputs.append(flat if group.kept is None else flat.index_select(0, group.kept))
     y_NHd = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).index_select(0, layout.back_N)
     return y_NHd[None], None
+
+
+def _is_long(group: Group) -> bool:
+    (_, L), T = group.query_BL.shape, group.key_position_BT.shape[1]
+    return L * T >= FUSED_FROM
 
 
 def _attend(
@@ -81,7 +90,7 @@ def _attend(
     )
     k_KPd, v_KPd = (t.index_select(0, group.shared_P).transpose(0, 1) for t in (k_NKd, v_NKd))
     hidden_BLT = group.hidden(window)
-    if L * hidden_BLT.shape[2] >= FUSED_FROM and softcap is None:
+    if _is_long(group) and softcap is None:
         keys, values = (
             torch.cat([shared[:, None].expand(-1, B, -1, -1), own], 2).transpose(0, 1)
             for shared, own in ((k_KPd, k_KBSd), (v_KPd, v_KBSd))

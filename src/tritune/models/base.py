@@ -90,6 +90,15 @@ class Segment:
     slot: int | None = None  # None: in front of every row
 
 
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A term scale * (x Aᵀ) Bᵀ that is added to the output of a linear map."""
+
+    A_rD: Tensor
+    B_Er: Tensor
+    scale: float
+
+
 class Edits(Protocol):
     """The only thing that changes a forward pass of a base."""
 
@@ -103,6 +112,11 @@ class Edits(Protocol):
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         """The new output (N, E) of a site. `slot_N`: slot of each token, None where the batch has no slots."""
+        ...
+
+    def low_rank(self, site: Site) -> LowRank | None:
+        """What `edit` does at a linear site, where that is nothing but a low-rank term: the base may then compute it
+        together with its own product instead of calling `edit`. None: call `edit`. Asked anew in every forward pass."""
         ...
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -121,6 +135,9 @@ class NoEdits:
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         return y_NE
+
+    def low_rank(self, site: Site) -> LowRank | None:
+        return None
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}

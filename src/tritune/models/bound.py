@@ -12,14 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tritune.models.base import Edits
+from tritune.models.base import Edits, NoEdits
 from tritune.models.sites import Place
 
 
 class Stream:
-    """What hooks of one forward pass share: the slots of its tokens, and what entered each site."""
+    """What the modules of a base share: the edits that are bound and where they act, whether the fast twins run, the
+    slots of the tokens on their way, and what entered each site."""
 
     def __init__(self) -> None:
+        self.edits: Edits = NoEdits()
+        self.edited: frozenset[str] = frozenset()
+        self.fast = False
         self.slot_N: Tensor | None = None
         self.entered: dict[str, Tensor] = {}
 

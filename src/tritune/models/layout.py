@@ -34,6 +34,21 @@ class Group:
     key_position_BT: Tensor  # shared keys, then the others (T = P + S); beyond every query where a key is padding
     kept: Tensor | None  # None: no padding
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+    foldings: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def folded(self, heads: int, n: int) -> tuple[Tensor, Tensor | None]:
+        """Where the queries of `heads` heads stand in (heads * n, d), head by head: an index (B * heads * L), and which
+        entries of it are padding (None: none)."""
+        if (heads, n) not in self.foldings:
+            B, L = self.query_BL.shape
+            first_h = torch.arange(heads, device=self.query_BL.device) * n
+            index = (first_h[None, :, None] + self.query_BL[:, None]).flatten()
+            padding = None
+            if self.kept is not None:
+                real = torch.zeros(B * L, dtype=torch.bool, device=index.device).index_fill(0, self.kept, True)
+                padding = (~real.view(B, 1, L).expand(-1, heads, -1)).flatten().nonzero()[:, 0]
+            self.foldings[heads, n] = index, padding
+        return self.foldings[heads, n]
 
     def hidden(self, window: int | None) -> Tensor:
         """(B, L, T) true where a query may not see a key: ahead of it or, with a window, `window` or more behind."""

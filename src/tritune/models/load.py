@@ -30,6 +30,7 @@ from tritune.models import attention
 from tritune.models.base import Batch, Edits, NoEdits, Site
 from tritune.models.bound import Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
+from tritune.models.fast import quicken
 from tritune.models.layout import build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.probe import probe
@@ -41,7 +42,7 @@ class Base:
     """A frozen pretrained model and its tokenizer.
 
     One set of edits may be bound at a time; unbound, the bare base answers. The weights in here never change:
-    full fine-tuning brings its own copies.
+    full fine-tuning brings its own copies. `twins`: whether modules that have a fast twin (`fast.py`) use it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, digests: Digests) -> None:
@@ -49,14 +50,15 @@ class Base:
         self.tokenizer = tokenizer
         self.name = name
         self.digests = digests
+        self.twins = True
         self.places: tuple[Place, ...] = find_places(model, model.config)
-        self._edits: Edits = NoEdits()
         self._stream = Stream()
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
             head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
             head.forward = _wide(head)
+        quicken(model, self.places, self._stream)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -134,23 +136,24 @@ class Base:
         Raises:
             AssertionError: other edits are bound; nesting them would hide one behind the other.
         """
-        assert type(self._edits) is NoEdits, "edits are already bound to this base"
+        stream = self._stream
+        assert type(stream.edits) is NoEdits, "edits are already bound to this base"
         wanted = {site.key for site in edits.sites()}
         places = [place for place in self.places if place.site.key in wanted]
         assert len(places) == len(wanted), f"sites this base does not have: {wanted - {p.site.key for p in places}}"
-        self._edits = edits
+        stream.edits, stream.edited = edits, frozenset(wanted)
         try:
-            with hooked(places, edits, self._stream):
+            with hooked(places, edits, stream):
                 yield
         finally:
-            self._edits = NoEdits()
+            stream.edits, stream.edited = NoEdits(), frozenset()
 
     def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
         The head runs on these K positions only. Differentiable in whatever the edits learn.
         """
-        edits = self._edits
+        edits = self._stream.edits
         weights = edits.weights()
         segments = edits.segments()
         virtual = {s.slot: s.embeddings_PD.shape[0] for s in segments}
@@ -170,10 +173,14 @@ class Base:
             "use_cache": False,
             "layout": layout,
         }
-        if weights:
-            output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
-        else:
-            output = self.model(**arguments)
+        self._stream.fast = self.twins
+        try:
+            if weights:
+                output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
+            else:
+                output = self.model(**arguments)
+        finally:
+            self._stream.fast = False
         logits_KV: Tensor = output.logits[0]
         return at_least_float32(logits_KV)
 

@@ -50,7 +50,7 @@ def test_gradients_are_those_of_fp32_up_to_rounding(kind: str, variant: int, nam
     assert narrow.keys() == wide.keys()
     whole, whole_wide = (torch.cat([g[n].flatten() for n in sorted(g)]) for g in (narrow, wide))
     assert float(torch.nn.functional.cosine_similarity(whole, whole_wide, dim=0)) > 0.97
-    assert float(whole.norm()) == pytest.approx(float(whole_wide.norm()), rel=0.05)
+    assert float(whole.norm()) == pytest.approx(float(whole_wide.norm()), rel=0.08)
     for tensor_name, gradient in narrow.items():
         assert bool(gradient.isfinite().all())
         assert bool(gradient.any()) == bool(wide[tensor_name].any()), tensor_name

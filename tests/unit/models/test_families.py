@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
 from tritune.errors import UnsupportedBase
-from tritune.models import attention, layout, sites, tiny
+from tritune.models import attention, fast, layout, sites, tiny
 from tritune.models.base import Batch, Edits, NoEdits, Role, Segment, Site, Span
 from tritune.models.load import Base
 from tritune.models.probe import probe
@@ -308,7 +308,7 @@ def test_an_edit_reaches_everything_downstream_and_nothing_else(name: str) -> No
 def test_an_edit_at_one_token_stays_in_its_row_and_behind_it(name: str) -> None:
     base = base_of(name)
     rows = rows_of((6, 8, 5))
-    before = packed_logits(base, rows)
+    _, before = record(base, rows)
     for pushed in (site for site in base.sites if site.layer == 1):
         _, after = record(base, rows, pushed=pushed.key, token=6 + 3)
         assert torch.equal(after[0], before[0]), pushed.key
@@ -327,10 +327,10 @@ def spied(seen: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
         return attention.packed_attention(module, query, key, value, *args, **kwargs)
 
     AttentionInterface.register(attention.NAME, spy)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "packed_attention", spy)
         yield
-    finally:
-        AttentionInterface.register(attention.NAME, attention.packed_attention)
+    AttentionInterface.register(attention.NAME, attention.packed_attention)
 
 
 @each_base
@@ -679,6 +679,7 @@ MUTATIONS: dict[str, tuple[tuple[str, ...], Callable[[pytest.MonkeyPatch], None]
 
 def register(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
     monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, function)
+    monkeypatch.setattr(fast, "packed_attention", function)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)

@@ -425,4 +425,4 @@ def test_dropout_is_off_while_dev_is_scored_and_on_while_training() -> None:
 def test_nothing_of_the_base_gets_a_gradient() -> None:
     run(fresh(), EIGHT.model_copy(update={"evaluations": 0}), until=2)
     assert all(p.grad is None and not p.requires_grad for p in base_of(BASE).parameters().values())
-    assert isinstance(base_of(BASE)._edits, NoEdits)
+    assert isinstance(base_of(BASE)._stream.edits, NoEdits)

@@ -1,0 +1,183 @@
+"""Fast twins of the modules of Llama, Mistral, Qwen 2 and Qwen 3: the same arithmetic in fewer passes over memory.
+
+What changes: q, k, v are one product and gate, up another; norms, rotary positions and gated activations have hand-written
+backwards (`kernels.py`); low-rank terms are computed beside the frozen product. A model's own code stays the slow twin: it
+runs whenever a base is called other than through `Base.logits`, and for modules whose exact class is not known here; where
+an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs. `probe.py` holds the
+two against each other whenever a base is loaded. Knows no method and no task.
+Shapes: N packed tokens, D model width, E outputs of several maps side by side, H query heads, K key heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tritune.models import kernels
+from tritune.models.attention import packed_attention
+from tritune.models.base import LINEAR_ROLES, Site
+from tritune.models.bound import Stream
+from tritune.models.layout import Layout
+from tritune.models.sites import Place
+
+#: class names, as transformers spells them: a subclass may compute something else
+ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+SILU = ("SiLU", "SiLUActivation")
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+
+
+class FrozenMaps:
+    """Linear maps of one input, as one product. Their weights become views of one matrix."""
+
+    def __init__(self, modules: Sequence[nn.Linear], sites: Sequence[Site], stream: Stream) -> None:
+        self.modules, self.sites, self.stream = tuple(modules), tuple(sites), stream
+        self.widths = [module.out_features for module in modules]
+        self.own = [module.weight for module in modules]
+        self.weight_ED = _joined(self.own)
+        biases: list[nn.Parameter | None] = [module.bias for module in modules]
+        self.bias_E = (
+            _joined([bias for bias in biases if bias is not None]) if any(b is not None for b in biases) else None
+        )
+
+    def together(self, x_ND: Tensor) -> Tensor | None:
+        """(N, E), or None where some map must run by itself."""
+        if any(module.weight is not own for module, own in zip(self.modules, self.own, strict=True)):
+            return None
+        terms = []
+        for site in self.sites:
+            edited = site.key in self.stream.edited
+            term = self.stream.edits.low_rank(site) if edited else None
+            if edited and term is None:
+                return None
+            terms.append(term)
+        return kernels.linear(x_ND, self.weight_ED, self.bias_E, self.widths, terms)
+
+    def apart(self, x_ND: Tensor) -> list[Tensor]:
+        """Each map's own module, with whatever hangs on it."""
+        return [module(x_ND) for module in self.modules]
+
+    def __call__(self, x_ND: Tensor) -> Sequence[Tensor]:
+        y_NE = self.together(x_ND)
+        return self.apart(x_ND) if y_NE is None else torch.split(y_NE, self.widths, -1)
+
+
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    """All in one tensor, of which the parameters become parts; nothing is held twice."""
+    if len(parameters) == 1:
+        return parameters[0].data
+    joined = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, torch.split(joined, [len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joined
+
+
+def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
+    """Give every module that has a fast twin its twin's forward, to be used while `stream.fast`."""
+    site_of = {id(place.module): place.site for place in places if place.site.role in LINEAR_ROLES}
+
+    def maps(*modules: Any) -> FrozenMaps:
+        return FrozenMaps(modules, [site_of[id(module)] for module in modules], stream)
+
+    for module in cast("Iterable[Any]", model.modules()):
+        kind = type(module).__name__
+        if kind in NORMS:
+            module.forward = StandIn(stream, module.forward, FastNorm(module))
+        elif kind in ATTENTIONS:
+            qkv = maps(module.q_proj, module.k_proj, module.v_proj)
+            module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)))
+        elif kind in GATED and type(module.act_fn).__name__ in SILU:
+            gate_up = maps(module.gate_proj, module.up_proj)
+            module.forward = StandIn(stream, module.forward, FastGated(gate_up, maps(module.down_proj)))
+
+
+@dataclass
+class StandIn:
+    """A module's forward: its own, or its twin's. An object, so that a copied model has copies that know each other."""
+
+    stream: Stream
+    own: Callable[..., Any]
+    twin: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.twin if self.stream.fast else self.own)(*args, **kwargs)
+
+
+@dataclass
+class FastNorm:
+    module: Any
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        return kernels.rms_norm(hidden_states, self.module.weight, self.module.variance_epsilon)
+
+
+@dataclass
+class FastGated:
+    """silu(gate) * up, and down."""
+
+    gate_up: FrozenMaps
+    down: FrozenMaps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x_ND = x.flatten(0, -2)
+        both_N2F = self.gate_up.together(x_ND)
+        if both_N2F is not None:
+            y_NF = kernels.swiglu(both_N2F)
+        else:
+            gate_NF, up_NF = self.gate_up.apart(x_ND)
+            y_NF = F.silu(gate_NF) * up_NF
+        return self.down(y_NF)[0].view(x.shape)
+
+
+@dataclass
+class FastAttention:
+    """Queries, keys and values with their positions, attention, and the map out of it."""
+
+    module: Any
+    qkv: FrozenMaps
+    out: FrozenMaps
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        *,
+        layout: Layout | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        cos_Nd, sin_Nd = (t[0] for t in position_embeddings)
+        q_HNd, k_KNd, v_KNd = self._heads(hidden_states[0], cos_Nd, sin_Nd)
+        y_1NHd, _ = packed_attention(
+            self.module,
+            q_HNd[None],
+            k_KNd[None],
+            v_KNd[None],
+            attention_mask,
+            scaling=self.module.scaling,
+            sliding_window=self._window(),
+            layout=layout,
+        )
+        return self.out(y_1NHd[0].flatten(-2))[0][None], None
+
+    def _heads(self, x_ND: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        module, d = self.module, self.module.head_dim
+        normed = hasattr(module, "q_norm")
+        y_NE = None if normed else self.qkv.together(x_ND)
+        if y_NE is not None:
+            return kernels.rotated_heads(y_NE, cos_Nd, sin_Nd, module.k_proj.out_features // d)
+        q, k, v = (t.view(len(t), -1, d) for t in self.qkv(x_ND))
+        if normed:
+            q, k = module.q_norm(q), module.k_norm(k)
+        return kernels.rotate(q, cos_Nd, sin_Nd), kernels.rotate(k, cos_Nd, sin_Nd), v.transpose(0, 1)
+
+    def _window(self) -> int | None:
+        """Mistral takes it from the config, the others say layer by layer."""
+        holder = self.module.config if type(self.module).__name__ == "MistralAttention" else self.module
+        window: int | None = getattr(holder, "sliding_window", None)
+        return window

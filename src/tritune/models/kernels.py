@@ -1,0 +1,223 @@
+"""What surrounds the matrix products of a layer, with forward and backward written out: norms, rotary positions, gated
+activations, and linear maps with low-rank terms. Each saves only what its backward needs and passes over memory as few
+times as plain torch allows; each has a slow twin in transformers (or in `reference_linear`) that tests hold it against.
+
+Knows tensors, no module and no method. `fast.py` says where these stand in for a model's own code.
+Shapes: N packed tokens, D and E input and output width, H heads, d head width, F width of a gated layer, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tritune.models.base import LowRank
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+    normed: Tensor = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight_D, inverse)
+        return torch.mul(x, inverse).to(x.dtype).mul_(weight_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight_D, inverse = ctx.saved_tensors
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if wants_weight:
+            every = tuple(range(x.dim() - 1))
+            grad_weight = (g * (x * inverse)).sum(every).to(weight_D.dtype)
+        if wants_x:
+            wide = (g * weight_D).to(inverse.dtype)
+            mean = torch.linalg.vecdot(wide, x.to(inverse.dtype))[..., None].mul_(inverse.pow(3)).div_(x.shape[-1])
+            grad_x = wide.mul_(inverse).addcmul_(x, mean, value=-1).to(x.dtype)
+        return grad_x, grad_weight, None
+
+
+def rotate(x_NHd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864, eq. 34), halves rotated against each other. Returns (H, N, d)."""
+    rotated: Tensor = _Rotate.apply(x_NHd, cos_Nd, sin_Nd)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation: its backward is the rotation the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NHd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_Nd, sin_Nd)
+        x_HNd = x_NHd.transpose(0, 1)
+        return _rotate_into(x_HNd.new_empty(x_HNd.shape), x_HNd, cos_Nd, sin_Nd, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_HNd: Tensor) -> tuple[Tensor, None, None]:
+        cos_Nd, sin_Nd = ctx.saved_tensors
+        g_NHd = g_HNd.transpose(0, 1)
+        return _rotate_into(g_NHd.new_empty(g_NHd.shape), g_NHd, cos_Nd[:, None], sin_Nd[:, None], -1), None, None
+
+
+def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """out = x turned forwards (sign 1) or back (-1), where going back exchanges the sines of the two halves."""
+    half = x.shape[-1] // 2
+    first, second = (sin[..., :half], sin[..., half:]) if sign > 0 else (sin[..., half:], sin[..., :half])
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], first, value=-sign)
+    out[..., half:].addcmul_(x[..., :half], second, value=sign)
+    return out
+
+
+def rotated_heads(y_NE: Tensor, cos_Nd: Tensor, sin_Nd: Tensor, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (H, N, d) and keys (K, N, d), rotated, and values (K, N, d), from one tensor that holds them side by side."""
+    q, k, v = _RotatedHeads.apply(y_NE, cos_Nd, sin_Nd, key_heads)  # type: ignore[no-untyped-call]
+    return q, k, v
+
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y_NE: Tensor, cos_Nd: Tensor, sin_Nd: Tensor, key_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos_Nd, sin_Nd)
+        ctx.key_heads = key_heads
+        (N, d), K = cos_Nd.shape, key_heads
+        y_NHd = y_NE.view(N, -1, d)
+        H = y_NHd.shape[1] - 2 * K
+        turned = _rotate_into(y_NE.new_empty(H + K, N, d), y_NHd[:, : H + K].transpose(0, 1), cos_Nd, sin_Nd, 1)
+        return turned[:H], turned[H:], y_NHd[:, H + K :].transpose(0, 1).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gq_HNd: Tensor, gk_KNd: Tensor, gv_KNd: Tensor) -> tuple[Tensor, None, None, None]:
+        (cos_Nd, sin_Nd), K = ctx.saved_tensors, ctx.key_heads
+        H, N, d = gq_HNd.shape
+        grad_NHd = gq_HNd.new_empty(N, H + 2 * K, d)
+        cos, sin = cos_Nd[:, None], sin_Nd[:, None]
+        _rotate_into(grad_NHd[:, :H], gq_HNd.transpose(0, 1), cos, sin, -1)
+        _rotate_into(grad_NHd[:, H : H + K], gk_KNd.transpose(0, 1), cos, sin, -1)
+        grad_NHd[:, H + K :] = gv_KNd.transpose(0, 1)
+        return grad_NHd.view(N, -1), None, None, None
+
+
+def swiglu(gate_up_N2F: Tensor) -> Tensor:
+    """silu(gate) * up, both in one tensor, gate first (Shazeer 2020, arXiv:2002.05202). Returns (N, F)."""
+    product: Tensor = _SwiGLU.apply(gate_up_N2F)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_N2F: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_N2F)
+        gate_NF, up_NF = gate_up_N2F.chunk(2, -1)
+        return F.silu(gate_NF).mul_(up_NF)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NF: Tensor) -> Tensor:
+        (gate_up_N2F,) = ctx.saved_tensors
+        gate_NF, up_NF = gate_up_N2F.chunk(2, -1)
+        grad_N2F = torch.empty_like(gate_up_N2F)
+        grad_gate_NF, grad_up_NF = grad_N2F.chunk(2, -1)
+        torch.mul(g_NF, up_NF, out=grad_up_NF)
+        torch.ops.aten.silu_backward.grad_input(grad_up_NF, gate_NF, grad_input=grad_gate_NF)
+        torch.mul(F.silu(gate_NF), g_NF, out=grad_up_NF)
+        return grad_N2F
+
+
+def linear(
+    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], terms: Sequence[LowRank | None]
+) -> Tensor:
+    """Several frozen linear maps of one input as one product, each with its low-rank term or none.
+
+    Args:
+        weight_ED: their weights, one above the other; no gradient reaches them.
+        widths: output width of each; together E.
+        terms: what is added to each: y_i += scale_i * (x A_iᵀ) B_iᵀ.
+
+    Returns:
+        (N, E): the outputs side by side.
+    """
+    given = [term for term in terms if term is not None]
+    if not given:
+        return F.linear(x_ND, weight_ED, bias_E)
+    dtype = x_ND.dtype
+    A_RD = torch.cat([term.A_rD.to(dtype) for term in given])
+    placed = []
+    at_E = at_R = 0
+    for width, term in zip(widths, terms, strict=True):
+        if term is not None:
+            r = term.A_rD.shape[0]
+            placed.append((slice(at_E, at_E + width), slice(at_R, at_R + r), term.scale))
+            at_R += r
+        at_E += width
+    y_NE: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
+        x_ND, weight_ED, bias_E, tuple(placed), A_RD, *(term.B_Er.to(dtype) for term in given)
+    )
+    return y_NE
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """Saves x and its low-rank images. B's gradient is taken as (hᵀ g)ᵀ: several times faster than gᵀ h at small ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_ED: Tensor,
+        bias_E: Tensor | None,
+        placed: tuple[tuple[slice, slice, float], ...],
+        A_RD: Tensor,
+        *B_Er: Tensor,
+    ) -> Tensor:
+        y_NE = F.linear(x_ND, weight_ED, bias_E)
+        h_NR = x_ND @ A_RD.T
+        for (columns, rank, scale), B in zip(placed, B_Er, strict=True):
+            y_NE[:, columns].addmm_(h_NR[:, rank], B.T, alpha=scale)
+        ctx.save_for_backward(x_ND, weight_ED, h_NR, A_RD, *B_Er)
+        ctx.placed = placed
+        return y_NE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weight_ED, h_NR, A_RD, *B_Er = ctx.saved_tensors
+        back_NR = torch.empty_like(h_NR)
+        grad_B = []
+        for (columns, rank, scale), B in zip(ctx.placed, B_Er, strict=True):
+            torch.mul(g_NE[:, columns] @ B, scale, out=back_NR[:, rank])
+            grad_B.append((h_NR[:, rank].T @ g_NE[:, columns]).mul_(scale).T)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (g_NE @ weight_ED).addmm_(back_NR, A_RD)
+        return grad_x, None, None, None, back_NR.T @ x_ND, *grad_B
+
+
+def reference_linear(
+    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], terms: Sequence[LowRank | None]
+) -> Tensor:
+    """The same by autograd, map by map: the oracle of the tests."""
+    biases = [None] * len(widths) if bias_E is None else torch.split(bias_E, list(widths))
+    outputs = []
+    for weight, bias, term in zip(torch.split(weight_ED, list(widths)), biases, terms, strict=True):
+        y = F.linear(x_ND, weight, bias)
+        if term is not None:
+            y = y + term.scale * F.linear(F.linear(x_ND, term.A_rD.to(x_ND.dtype)), term.B_Er.to(x_ND.dtype))
+        outputs.append(y)
+    return torch.cat(outputs, -1)

@@ -1,0 +1,98 @@
+"""Hand-written forwards and backwards against autograd on the plain formula, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tritune.models import kernels
+from tritune.models.base import LowRank
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 31 * len(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(True)
+
+
+def same(fast: Callable[[], Tensor], slow: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> None:
+    """Values and gradients agree."""
+    got, want = fast(), slow()
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    weight = random(*want.shape, seed=99).detach()
+    slopes = torch.autograd.grad((got * weight).sum(), inputs), torch.autograd.grad((want * weight).sum(), inputs)
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (1, 7, 6), (5, 3, 6)], ids=str)
+def test_rms_norm(shape: tuple[int, ...]) -> None:
+    x, weight = random(*shape), random(6, seed=1)
+    same(
+        lambda: kernels.rms_norm(x, weight, 1e-3),
+        lambda: weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3)),
+        (x, weight),
+    )
+
+
+def turned(x_NHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x_NHd.chunk(2, -1)
+    rotated: Tensor = x_NHd * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+    return rotated.transpose(0, 1)
+
+
+def angles(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Different angles for the two halves: a backward that mixes them up must show."""
+    angle = random(n, d, seed=5).detach()
+    return angle.cos(), angle.sin()
+
+
+def test_rotary_positions() -> None:
+    x, (cos, sin) = random(7, 3, 8), angles(7, 8)
+    same(lambda: kernels.rotate(x, cos, sin), lambda: turned(x, cos, sin), (x,))
+
+
+def test_heads_side_by_side_are_told_apart() -> None:
+    N, H, K, d = 7, 4, 2, 6
+    y, (cos, sin) = random(N, (H + 2 * K) * d), angles(7, 6)
+
+    def slow() -> Tensor:
+        q, k, v = y.view(N, -1, d).split([H, K, K], 1)
+        return torch.cat([turned(q, cos, sin), turned(k, cos, sin), v.transpose(0, 1)])
+
+    same(lambda: torch.cat(kernels.rotated_heads(y, cos, sin, K)), slow, (y,))
+
+
+def test_swiglu() -> None:
+    x = random(7, 10)
+    same(lambda: kernels.swiglu(x), lambda: F.silu(x[:, :5]) * x[:, 5:], (x,))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2), ()], ids=str)
+def test_linear_maps_with_low_rank_terms(which: tuple[int, ...], bias: bool) -> None:
+    widths, ranks, scales = [5, 3, 4], [2, 1, 3], [0.5, 2.0, -1.0]
+    x, weight = random(7, 6), random(12, 6, seed=1).detach()
+    given = random(12, seed=2).detach() if bias else None
+    terms = [
+        LowRank(random(r, 6, seed=10 + i), random(e, r, seed=20 + i), s) if i in which else None
+        for i, (e, r, s) in enumerate(zip(widths, ranks, scales, strict=True))
+    ]
+    learned = tuple(t for term in terms if term for t in (term.A_rD, term.B_Er))
+    same(
+        lambda: kernels.linear(x, weight, given, widths, terms),
+        lambda: kernels.reference_linear(x, weight, given, widths, terms),
+        (x, *learned),
+    )
+
+
+def test_no_gradient_is_computed_for_an_input_that_wants_none() -> None:
+    """Below the lowest trained map there is no backward."""
+    x, weight = random(7, 6).detach(), random(5, 6, seed=1).detach()
+    term = LowRank(random(2, 6, seed=2), random(5, 2, seed=3), 1.0)
+    kernels.linear(x, weight, None, [5], [term]).sum().backward()
+    assert x.grad is None
+    assert term.A_rD.grad is not None
