@@ -21,7 +21,7 @@ from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import CompareSettings
 
 if TYPE_CHECKING:
-    from tritune.compare import Plan
+    from tritune.comparison import Plan
     from tritune.evaluate.record import Comparison
     from tritune.report.words import Lang
 
@@ -138,7 +138,7 @@ def run(
     folders.check_free(out, OWN, overwrite=overwrite)
     task = load_task(settings, progress)
 
-    from tritune.compare import compare as measure
+    from tritune.comparison import compare as measure
     from tritune.report.compare import markdown
     from tritune.report.html import html
     from tritune.store.files import write_json, write_text
@@ -185,7 +185,7 @@ def _configs(changes: Sequence[str]) -> dict[str, dict[str, object]]:
 
 def _plan(settings: CompareSettings) -> Plan:
     """The plan, with every method's own settings checked."""
-    from tritune.compare import Plan
+    from tritune.comparison import Plan
     from tritune.methods import method
 
     problems: list[Problem] = []

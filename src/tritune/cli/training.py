@@ -19,12 +19,12 @@ from tritune.recipes.settings import TrainSettings
 from tritune.tasks.base import Split
 
 if TYPE_CHECKING:
-    from tritune.adapt import Trial
     from tritune.adaptation import Adaptation, Evaluation
     from tritune.measure import Cost
     from tritune.report.words import Lang
     from tritune.spec import MethodConfig
     from tritune.store.registry import Stored
+    from tritune.trial import Trial
 
 
 def run(
@@ -50,8 +50,8 @@ def run(
         folders.check_free(folder.path, OWN, overwrite=overwrite, hint="Go on with it by --resume. ")
     task = load_task(settings, progress)
 
-    from tritune.adapt import Trial
     from tritune.methods import method_of
+    from tritune.trial import Trial
 
     config = _config(settings)
     base = load_base(settings.base, settings.dtype, settings.device, progress)
@@ -112,8 +112,8 @@ def _differences(old: Mapping[str, object], new: Mapping[str, object], path: str
 
 
 def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> None:
-    from tritune.adapt import follow
     from tritune.measure import measured
+    from tritune.trial import follow
 
     with stop_wish() as stop, measured() as cost:
         events = folder.recorded(trial.events(save=folder.save, stop=stop))

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from tritune.adapt import Trial, follow
 from tritune.adaptation import Evaluation, base_ref, encoder_for, evaluation
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.evaluate import examples
@@ -34,6 +33,7 @@ from tritune.spec import Frozen, MethodConfig, Strategy
 from tritune.store.files import write_json, write_text
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.state import TrainState
+from tritune.trial import Trial, follow
 
 
 class Plan(Frozen):
