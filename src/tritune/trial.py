@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tritune.adaptation import Adaptation, Origin, base_ref, encoder_for
+from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, encoder_for
 from tritune.errors import BadData, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.record import CurvePoint
@@ -119,6 +119,7 @@ class Trial:
         return Run(
             base=base_ref(self.base),
             task=self.task.spec,
+            chat_template=chat_digest(self.base, self.task.spec.model_dump(mode="json")),
             data=data_digests(self.task),
             method=self.method.kind,
             config=self.config,
