@@ -7,22 +7,21 @@ adaptation, after everything was chosen, through the path that serves. Knows no 
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from pydantic import Field
 
-from tritune.adaptation import Evaluation, base_ref, encoder_for, evaluation
+from tritune.adaptation import Evaluation, base_ref, chat_digest, encoder_for, evaluation
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.caveats import caveat_text, caveats
 from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
 from tritune.evaluate.stats import compare_pairs
+from tritune.finished import ADAPTATIONS, Finished
 from tritune.measure import Cost, measured
 from tritune.methods import METHODS
 from tritune.methods import method as method_named
@@ -30,10 +29,9 @@ from tritune.models.load import Base
 from tritune.progress import Progress, Silent
 from tritune.run import Training
 from tritune.spec import Frozen, MethodConfig, Strategy
-from tritune.store.files import write_json, write_text
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.state import TrainState
-from tritune.trial import Trial, follow
+from tritune.trial import Trial, data_digests, follow
 
 
 class Plan(Frozen):
@@ -55,42 +53,29 @@ class Plan(Frozen):
     training: Training = Training()
 
 
-@dataclass
-class Found:
-    """What a comparison gathers while it runs."""
-
-    entries: list[Entry] = field(default_factory=list)
-    results: dict[str, dict[int, tuple[ExampleResult, ...]]] = field(default_factory=dict)
-
-    def add(self, entry: Entry, results: Sequence[ExampleResult], out: Path) -> None:
-        self.entries.append(entry)
-        self.results.setdefault(entry.method, {})[entry.seed] = tuple(results)
-        lines = [json.dumps(r.model_dump(mode="json"), ensure_ascii=False) for r in results]
-        write_text(out / "examples" / f"{entry.method}-{entry.seed}.jsonl", "\n".join(lines) + "\n")
-        write_json(out / "entries" / f"{entry.method}-{entry.seed}.json", entry.model_dump(mode="json"))
-
-
 def compare(
     base: Base, task: Task, plan: Plan, out: Path, *, command: str = "", progress: Progress | None = None
 ) -> tuple[Comparison, Mapping[str, Mapping[int, tuple[ExampleResult, ...]]]]:
     """Measure everything in the plan; adaptations are stored below `out`.
 
+    Where an earlier start with the same plan, data, base and machine was stopped there, what it measured is taken over.
+
     Returns:
         The comparison, and the judged test examples by method and seed.
 
     Raises:
-        Mismatch: an unknown method, or no test rows.
+        Mismatch: an unknown method, no test rows, or `out` holds measurements of another comparison.
         Diverged: every learning rate of a method diverged.
     """
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
     _check_lengths(base, task, configs, plan)
-    found = Found()
+    found = Finished.begin(out, _document(base, task, plan, configs), progress)
     for name, shots in _prompting(task, plan):
-        _measure_prompting(base, task, name, shots, found, out, progress)
+        _measure_prompting(base, task, name, shots, found, progress)
     for kind, config in configs.items():
-        _measure_method(base, task, kind, config, plan, found, out, progress)
+        _measure_method(base, task, kind, config, plan, found, progress)
     return _comparison(base, task, plan, found, command), found.results
 
 
@@ -123,8 +108,10 @@ def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...
 
 
 def _measure_prompting(
-    base: Base, task: Task, name: str, shots: tuple[Example, ...], found: Found, out: Path, progress: Progress
+    base: Base, task: Task, name: str, shots: tuple[Example, ...], found: Finished, progress: Progress
 ) -> None:
+    if found.take(name, 0):
+        return
     rows = task.examples(Split.TEST)
     progress.stage(name, len(rows), "rows")
     with measured() as cost:
@@ -132,44 +119,55 @@ def _measure_prompting(
         answers = examples.answer(base, task, encoded, progress=progress.advance)
     measurement = evaluation(task, examples.judge(task, encoded, answers))
     entry = _entry(measurement, name, Strategy.PROMPTING, 0, cost)
-    found.add(entry, measurement.results, out)
+    found.add(entry, measurement.results)
     progress.say(_line(entry))
 
 
 def _measure_method(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, found: Found, out: Path, progress: Progress
+    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, found: Finished, progress: Progress
 ) -> None:
-    trial, search = _search(base, task, kind, config, plan, progress)
-    rate = trial.learning_rate
-    for seed in plan.seeds:
-        if seed != plan.seeds[0]:
-            trial = Trial(base, task, config, plan.training, rate, seed)
-        with measured() as training_cost:
-            follow(trial.events(), progress, f"{kind}, seed {seed}", trial.total_steps)
-        trained = sum(p.numel() for p in trial.delta.trainable().values())
-        adaptation = trial.adaptation()
-        stored = adaptation.save_below(out / "adaptations")
-        with measured() as evaluation_cost:
-            measurement = adaptation.evaluate(progress=progress)
-        last = trial.curve[-1]
-        entry = _entry(measurement, kind, adaptation.method.strategy, seed, evaluation_cost).model_copy(
-            update={
-                "trainable_parameters": trained,
-                "stored_bytes": stored.bytes,
-                "train_seconds": last.seconds,
-                "train_tokens_per_second": last.tokens / last.seconds,
-                "train_peak_bytes": training_cost.peak_bytes,
-                "adaptation": str(stored.folder),
-                "learning_rate": rate,
-                "config": config.model_dump(mode="json"),
-                "train_rows": len(task.examples(Split.TRAIN)),
-                "best_step": trial.best.step if trial.best else last.step,
-                "search": search,
-                "curve": tuple(trial.curve),
-            }
-        )
-        found.add(entry, measurement.results, out)
-        progress.say(_line(entry))
+    first, *others = plan.seeds
+    entry = found.take(kind, first)
+    if entry is None:
+        trial, search = _search(base, task, kind, config, plan, progress)
+        entry = _measure_trial(trial, search, found, progress)
+    assert entry.learning_rate is not None
+    for seed in others:
+        if found.take(kind, seed) is None:
+            trial = Trial(base, task, config, plan.training, entry.learning_rate, seed)
+            _measure_trial(trial, entry.search, found, progress)
+
+
+def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finished, progress: Progress) -> Entry:
+    """Train to the end, store, and measure what was stored."""
+    kind = trial.method.kind
+    with measured() as training_cost:
+        follow(trial.events(), progress, f"{kind}, seed {trial.seed}", trial.total_steps)
+    trained = sum(p.numel() for p in trial.delta.trainable().values())
+    adaptation = trial.adaptation()
+    stored = adaptation.save_below(found.out / ADAPTATIONS)
+    with measured() as evaluation_cost:
+        measurement = adaptation.evaluate(progress=progress)
+    last = trial.curve[-1]
+    entry = _entry(measurement, kind, trial.method.strategy, trial.seed, evaluation_cost).model_copy(
+        update={
+            "trainable_parameters": trained,
+            "stored_bytes": stored.bytes,
+            "train_seconds": last.seconds,
+            "train_tokens_per_second": last.tokens / last.seconds,
+            "train_peak_bytes": training_cost.peak_bytes,
+            "adaptation": str(stored.folder),
+            "learning_rate": trial.learning_rate,
+            "config": trial.config.model_dump(mode="json"),
+            "train_rows": len(trial.task.examples(Split.TRAIN)),
+            "best_step": trial.best.step if trial.best else last.step,
+            "search": search,
+            "curve": tuple(trial.curve),
+        }
+    )
+    found.add(entry, measurement.results)
+    progress.say(_line(entry))
+    return entry
 
 
 def _search(
@@ -246,7 +244,7 @@ def _line(entry: Entry) -> str:
     )
 
 
-def _comparison(base: Base, task: Task, plan: Plan, found: Found, command: str) -> Comparison:
+def _comparison(base: Base, task: Task, plan: Plan, found: Finished, command: str) -> Comparison:
     facts = task.describe()
     pairs = compare_pairs(found.results)
     limits = caveats(
@@ -268,6 +266,20 @@ def _comparison(base: Base, task: Task, plan: Plan, found: Found, command: str) 
         environment=environment(),
         command=command,
     )
+
+
+def _document(base: Base, task: Task, plan: Plan, configs: Mapping[str, MethodConfig]) -> dict[str, object]:
+    """Everything that decides the figures. The machine does too: times and memory of one table are of one machine."""
+    spec = task.spec.model_dump(mode="json")
+    return {
+        "plan": plan.model_dump(mode="json", exclude={"configs"}),
+        "configs": {kind: config.model_dump(mode="json") for kind, config in configs.items()},
+        "task": spec,
+        "data": data_digests(task),
+        "base": base_ref(base).model_dump(mode="json", exclude={"name"}),
+        "chat_template": chat_digest(base, spec),
+        "environment": environment() | {"device": base.device.type},
+    }
 
 
 def environment() -> dict[str, object]:

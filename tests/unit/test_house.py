@@ -25,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("evaluate", "train"),
     ("report",),
     ("adaptation",),
-    ("trial",),
+    ("finished", "trial"),
     ("comparison",),
     ("recipes",),
     ("cli",),

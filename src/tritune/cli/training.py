@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,12 @@ from tritune.cli import folders
 from tritune.cli.loading import load_base, load_task, require, settled
 from tritune.cli.run_folder import DEV_CURVE, LOSS_CURVE, METRICS, OWN, RunFolder
 from tritune.cli.stop import stop_wish
-from tritune.errors import Interrupted, Mismatch, Problem
+from tritune.errors import Interrupted, Mismatch
 from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import TrainSettings
+from tritune.spec import differences
 from tritune.tasks.base import Split
 
 if TYPE_CHECKING:
@@ -98,17 +99,8 @@ def _check_same(settings: TrainSettings, trial: Trial) -> None:
         Mismatch: with everything in which this run differs from the one that was begun.
     """
     now = documents.parse(documents.text(trial.document().model_dump(mode="json")), "run")
-    problems = list(_differences(settings.run or {}, now))
+    problems = list(differences(settings.run or {}, now))
     Mismatch.check("This is not the run that was begun.", problems, "Resume with its own settings, base and data.")
-
-
-def _differences(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> Iterator[Problem]:
-    for key in {**old, **new}:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, f"{path}{key}.")
-        elif was != now:
-            yield Problem(f"{path}{key}", f"was {was!r}, is {now!r}")
 
 
 def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> None:
