@@ -31,7 +31,7 @@ from tritune.run import Training
 from tritune.spec import Frozen, MethodConfig, Strategy
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.state import TrainState
-from tritune.trial import Trial, data_digests, follow
+from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
 
 
 class Plan(Frozen):
@@ -70,12 +70,12 @@ def compare(
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
-    _check_lengths(base, task, configs, plan)
+    rows = _encoded(base, task, configs, plan)
     found = Finished.begin(out, _document(base, task, plan, configs), progress)
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, progress)
     for kind, config in configs.items():
-        _measure_method(base, task, kind, config, plan, found, progress)
+        _measure_method(base, task, kind, config, plan, rows, found, progress)
     return _comparison(base, task, plan, found, command), found.results
 
 
@@ -87,18 +87,21 @@ def _check(task: Task, plan: Plan) -> None:
     Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
 
 
-def _check_lengths(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> None:
-    """Rows that only the last method could not take must not be found after hours.
+def _encoded(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> TrainingRows:
+    """Training and dev rows for all trials. Rows that only the last method could not take must not be found after hours.
+
+    The test rows are only looked at: turning them into ids is part of what answering costs, and is measured with it.
 
     Raises:
         BadData: rows that are too long for one of the methods, or with the solved examples in front.
     """
     virtual = max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
-    encoder = encoder_for(base, virtual)
-    for split in Split:
-        examples.encode(task, task.examples(split), encoder)
+    rows = training_rows(base, task, virtual)
+    examples.encode(task, task.examples(Split.TEST), encoder_for(base, virtual))
     for _, shots in _prompting(task, plan):
-        examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
+        if shots:
+            examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
+    return rows
 
 
 def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
@@ -124,17 +127,24 @@ def _measure_prompting(
 
 
 def _measure_method(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, found: Finished, progress: Progress
+    base: Base,
+    task: Task,
+    kind: str,
+    config: MethodConfig,
+    plan: Plan,
+    rows: TrainingRows,
+    found: Finished,
+    progress: Progress,
 ) -> None:
     first, *others = plan.seeds
     entry = found.take(kind, first)
     if entry is None:
-        trial, search = _search(base, task, kind, config, plan, progress)
+        trial, search = _search(base, task, kind, config, plan, rows, progress)
         entry = _measure_trial(trial, search, found, progress)
     assert entry.learning_rate is not None
     for seed in others:
         if found.take(kind, seed) is None:
-            trial = Trial(base, task, config, plan.training, entry.learning_rate, seed)
+            trial = Trial(base, task, config, plan.training, entry.learning_rate, seed, rows=rows)
             _measure_trial(trial, entry.search, found, progress)
 
 
@@ -171,7 +181,7 @@ def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finishe
 
 
 def _search(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, progress: Progress
+    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, rows: TrainingRows, progress: Progress
 ) -> tuple[Trial, tuple[SearchPoint, ...]]:
     """Every rate runs its share of the steps with the first seed; the best, paused, goes on from there.
 
@@ -188,7 +198,7 @@ def _search(
         def keep(state: TrainState, states: list[TrainState] = states) -> None:
             states[:] = [state]  # the newest only: each holds a copy of everything that trains
 
-        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0])
+        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0], rows=rows)
         if len(rates) == 1:
             return trial, ()
         steps = max(1, round(plan.search_share * trial.total_steps))

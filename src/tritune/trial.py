@@ -14,6 +14,7 @@ import torch
 from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, encoder_for
 from tritune.errors import BadData, Mismatch, Problem
 from tritune.evaluate import examples
+from tritune.evaluate.examples import Rows
 from tritune.evaluate.record import CurvePoint
 from tritune.methods import method as method_named
 from tritune.methods import method_of
@@ -27,12 +28,32 @@ from tritune.train.loop import Event, Measured, total_steps, train
 from tritune.train.state import TrainState
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """What a run learns from and what it looks at, as ids: the same for every method, rate and seed on a base."""
+
+    train: Rows
+    dev: Rows
+
+
+def training_rows(base: Base, task: Task, virtual: int = 0) -> TrainingRows:
+    """The rows of a task as ids, with room for so many virtual tokens in front of each.
+
+    Raises:
+        BadData: there is nothing to learn from, or rows that are too long.
+    """
+    encoder = encoder_for(base, virtual)
+    train = examples.encode(task, _needed(task, Split.TRAIN), encoder)
+    return TrainingRows(train, examples.encode(task, task.examples(Split.DEV), encoder))
+
+
 @dataclass
 class Trial:
     """One run of one method: everything that can change its result, and where it stands.
 
     Args:
         resume: a saved state of the same run. It is taken over, not copied.
+        rows: the task's rows, where they are encoded already, with room for this method's virtual tokens.
     """
 
     base: Base
@@ -42,6 +63,7 @@ class Trial:
     learning_rate: float
     seed: int
     resume: TrainState | None = None
+    rows: TrainingRows | None = None
     delta: Delta = field(init=False)
     curve: list[CurvePoint] = field(init=False, default_factory=list)
     best_step: int | None = field(init=False, default=None)
@@ -49,9 +71,8 @@ class Trial:
     def __post_init__(self) -> None:
         self.method = method_of(self.config)
         self.delta = self.method.init(self.config, self.base, torch.Generator().manual_seed(self.seed))
-        encoder = encoder_for(self.base, self.method.virtual_tokens(self.config))
-        self._train = examples.encode(self.task, _needed(self.task, Split.TRAIN), encoder)
-        self._dev = examples.encode(self.task, self.task.examples(Split.DEV), encoder)
+        rows = self.rows or training_rows(self.base, self.task, self.method.virtual_tokens(self.config))
+        self._train, self._dev = rows.train, rows.dev
         if self.training.evaluations and not self._dev.examples:
             raise Mismatch(
                 "There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0."

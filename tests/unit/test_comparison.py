@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from tritune.errors import Mismatch
 from tritune.evaluate.record import Comparison, Entry
 from tritune.progress import Silent
 from tritune.run import Training
+from tritune.tasks.base import Split
 from tritune.tasks.classification import Classification
+from tritune.text.encode import Encoder
 
 BASE = "qwen3"
 PLAN = Plan(
@@ -100,6 +103,22 @@ def test_a_finished_comparison_trains_nothing_again_and_may_have_been_moved(
     adaptation = found[0].entries[-1].adaptation
     assert adaptation is not None
     assert Path(adaptation).parent == tmp_path / "elsewhere" / "adaptations"
+
+
+def test_rows_to_learn_from_are_made_into_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of methods, rates and seeds; test rows once more for each answer, as in use."""
+    made: Counter[str] = Counter()
+    encode = Encoder.encode
+
+    def counted(self: Encoder, prompts: Any, ids: list[str], where: Any) -> Any:
+        made.update(ids)
+        return encode(self, prompts, ids, where)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    task = task_of()
+    compare(base_of(BASE), task, PLAN, tmp_path)
+    for split, times in ((Split.TRAIN, 1), (Split.DEV, 1), (Split.TEST, 2 + len(MEASURED))):
+        assert {made[row.id] for row in task.examples(split)} == {times}, split
 
 
 def problems_of(out: Path, task: Classification, plan: Plan, base: str = BASE) -> Mapping[str, str]:
