@@ -22,6 +22,7 @@ from tritune.methods import method_of
 from tritune.methods.base import Method
 from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
+from tritune.report.told import told
 from tritune.run import BaseRef, Training
 from tritune.spec import MethodConfig, Scope, digest
 from tritune.store import registry
@@ -96,7 +97,7 @@ class Adaptation:
         """As `predict`, for examples of a file."""
         progress = progress or Silent()
         encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
-        progress.stage("predict", len(rows), "rows")
+        progress.stage(told("predict", progress.lang), len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)
         return [
@@ -122,7 +123,7 @@ class Adaptation:
                 f"The task has no {split} rows to evaluate on.", hint="Give labelled rows, e.g. with --test FILE."
             )
         encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
-        progress.stage(f"evaluate on {split}", len(rows), "rows")
+        progress.stage(told("evaluate", progress.lang, split=split), len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)
         return evaluation(self.task, examples.judge(self.task, encoded, answers))

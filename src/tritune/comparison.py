@@ -27,6 +27,9 @@ from tritune.methods import METHODS
 from tritune.methods import method as method_named
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
+from tritune.report import units
+from tritune.report.told import told
+from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.spec import Frozen, MethodConfig, Strategy
 from tritune.tasks.base import Example, Split, Task
@@ -123,7 +126,7 @@ def _measure_prompting(
     measurement = evaluation(task, examples.judge(task, encoded, answers))
     entry = _entry(measurement, name, Strategy.PROMPTING, 0, cost)
     found.add(entry, measurement.results)
-    progress.say(_line(entry))
+    progress.say(_line(entry, progress.lang))
 
 
 def _measure_method(
@@ -152,7 +155,7 @@ def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finishe
     """Train to the end, store, and measure what was stored."""
     kind = trial.method.kind
     with measured() as training_cost:
-        follow(trial.events(), progress, f"{kind}, seed {trial.seed}", trial.total_steps)
+        follow(trial.events(), progress, told("seed", progress.lang, method=kind, seed=trial.seed), trial.total_steps)
     trained = sum(p.numel() for p in trial.delta.trainable().values())
     adaptation = trial.adaptation()
     stored = adaptation.save_below(found.out / ADAPTATIONS)
@@ -176,7 +179,7 @@ def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finishe
         }
     )
     found.add(entry, measurement.results)
-    progress.say(_line(entry))
+    progress.say(_line(entry, progress.lang))
     return entry
 
 
@@ -204,9 +207,9 @@ def _search(
         steps = max(1, round(plan.search_share * trial.total_steps))
         try:
             events = trial.events(until=steps, save=keep)
-            follow(events, progress, f"{kind}, rate {rate:.2g}", steps)
+            follow(events, progress, told("rate", progress.lang, method=kind, rate=f"{rate:.2g}"), steps)
         except Diverged as error:
-            progress.say(f"{kind}: rate {rate:.2g} diverged. {error}")
+            progress.say(told("diverged", progress.lang, method=kind, rate=f"{rate:.2g}", why=error))
         reached = trial.latest if states else None
         points.append(
             SearchPoint(
@@ -247,11 +250,10 @@ def _entry(measurement: Evaluation, name: str, strategy: Strategy, seed: int, co
     )
 
 
-def _line(entry: Entry) -> str:
-    return (
-        f"{entry.method}: {entry.metric} {entry.score:.3f} "
-        f"(95 % interval {entry.low:.3f} to {entry.high:.3f}, n = {entry.n}), trained {entry.train_seconds:.0f} s"
-    )
+def _line(entry: Entry, lang: Lang) -> str:
+    score, low, high = (units.score(value, lang) for value in (entry.score, entry.low, entry.high))
+    figures = {"metric": entry.metric, "score": score, "low": low, "high": high, "n": entry.n}
+    return told("measured", lang, method=entry.method, seconds=f"{entry.train_seconds:.0f}", **figures)
 
 
 def _comparison(base: Base, task: Task, plan: Plan, found: Finished, command: str) -> Comparison:

@@ -18,6 +18,7 @@ from typing import Self
 from tritune.errors import Mismatch
 from tritune.evaluate.record import Entry, ExampleResult
 from tritune.progress import Progress
+from tritune.report.told import told
 from tritune.spec import differences
 from tritune.store import registry
 from tritune.store.files import read_json, write_json, write_text
@@ -62,12 +63,12 @@ class Finished:
             results = self._results(entry)
             folder = self._adaptation(entry)
             if len(results) != entry.n or (folder and not _is_whole(folder)):
-                progress.say(f"{path.stem} is not whole and will be measured again")
+                progress.say(told("not_whole", progress.lang, name=path.stem))
                 continue
             moved = {"adaptation": str(folder) if folder else None}
             self._before[entry.method, entry.seed] = entry.model_copy(update=moved), results
-        names = ", ".join(f"{method} (seed {seed})" for method, seed in self._before)
-        progress.say(f"going on in {self.out}; taken over, measured before: {names}")
+        names = "; ".join(told("seed", progress.lang, method=method, seed=seed) for method, seed in self._before)
+        progress.say(told("going_on", progress.lang, out=self.out, names=names))
 
     def take(self, method: str, seed: int) -> Entry | None:
         """What an earlier start measured; it counts as found from now on. None: it has to be measured."""

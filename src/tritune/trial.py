@@ -21,6 +21,7 @@ from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
+from tritune.report.told import told
 from tritune.run import Run, Training
 from tritune.spec import MethodConfig, digest
 from tritune.tasks.base import Example, Split, Task
@@ -180,7 +181,9 @@ def adapt(
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)
-    follow(trial.events(), progress or Silent(), f"train {trial.method.kind}", trial.total_steps)
+    progress = progress or Silent()
+    name = told("train", progress.lang, method=trial.method.kind)
+    follow(trial.events(), progress, name, trial.total_steps)
     return trial.adaptation()
 
 
@@ -197,7 +200,7 @@ def follow(events: Iterator[Event], progress: Progress, name: str, until: int) -
         speed = point.tokens / point.seconds if point.seconds else None
         progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
         if event.kind == "stopped":
-            progress.say(f"{name}: stopped early, {event.reason}")
+            progress.say(told("stopped_early", progress.lang, name=name))
     return seen
 
 

@@ -86,7 +86,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_figures(
     goes_on = StopsAfter(tmp_path, 99)
     found = compare(base_of(BASE), task_of(), PLAN, tmp_path, progress=goes_on)
     assert "taken over" in goes_on.said[0]
-    assert f"{MEASURED[measured - 1][:-2]} (seed {MEASURED[measured - 1][-1]})" in goes_on.said[0]
+    assert f"{MEASURED[measured - 1][:-2]}, seed {MEASURED[measured - 1][-1]}" in goes_on.said[0]
     assert all((tmp_path / "entries" / f"{name}.json").stat().st_mtime_ns == at for name, at in kept.items())
     assert results(found) == results(straight)
     assert found[1] == straight[1]

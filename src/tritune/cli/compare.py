@@ -118,7 +118,7 @@ def compare(
     settings = given.settings(CompareSettings, ctx.params, recipe, {"configs": configs} if configs else {})
     if idle := [method for method in configs if method not in settings.kinds()]:
         raise typer.BadParameter(f"'{idle[0]}' is not among the methods compared", param_hint="--set")
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet, lang=language(lang)) as progress:
         comparison = run(settings, out, language(lang), progress, command_of(ctx), overwrite=overwrite)
     tell(comparison, out, language(lang), as_json=as_json)
 

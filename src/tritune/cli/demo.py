@@ -42,7 +42,7 @@ def demo(
       tritune demo --out runs/demo
     """
     settings = given.settings(CompareSettings, {}, RECIPE)
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet, lang=language(lang)) as progress:
         compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
         announce(settings, progress)
         comparison = compare.run(settings, out, language(lang), progress, compare.command_of(ctx), overwrite=overwrite)

@@ -16,6 +16,7 @@ from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import TrainSettings
+from tritune.report.told import told
 from tritune.spec import differences
 from tritune.tasks.base import Split
 
@@ -109,7 +110,7 @@ def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> N
 
     with stop_wish() as stop, measured() as cost:
         events = folder.recorded(trial.events(save=folder.save, stop=stop))
-        last = follow(events, progress, f"train {trial.method.kind}", trial.total_steps)[-1]
+        last = follow(events, progress, told("train", progress.lang, method=trial.method.kind), trial.total_steps)[-1]
     if last.kind != "done":
         raise Interrupted(
             f"Stopped after step {last.step} of {last.total}; the state is saved. Go on with:\n"
