@@ -5,18 +5,16 @@ Public names are imported on first use, so `import tritune` is quick and loads n
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from tritune.methods import METHODS
 
-#: public name -> module that defines it; the methods' configs come from their own table
+#: public name -> module that defines it, of another name; the methods' configs come from their own table
 _NAMES = {
-    "adapt": "tritune.adapt",
-    "compare": "tritune.compare",
-    "Plan": "tritune.compare",
+    "adapt": "tritune.trial",
+    "compare": "tritune.comparison",
+    "Plan": "tritune.comparison",
     "load_base": "tritune.models.load",
     "load": "tritune.adaptation",
     "classification": "tritune.tasks.classification",
@@ -41,14 +39,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(_table())
-
-
-class _Package(ModuleType):
-    """Public names win over modules of the same name: importing `tritune.adapt` would put itself in the function's place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (isinstance(value, ModuleType) and name in _table()):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

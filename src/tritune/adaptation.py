@@ -22,6 +22,7 @@ from tritune.methods import method_of
 from tritune.methods.base import Method
 from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
+from tritune.report.told import told
 from tritune.run import BaseRef, Training
 from tritune.spec import MethodConfig, Scope, digest
 from tritune.store import registry
@@ -96,7 +97,7 @@ class Adaptation:
         """As `predict`, for examples of a file."""
         progress = progress or Silent()
         encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
-        progress.stage("predict", len(rows), "rows")
+        progress.stage(told("predict", progress.lang), len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)
         return [
@@ -122,7 +123,7 @@ class Adaptation:
                 f"The task has no {split} rows to evaluate on.", hint="Give labelled rows, e.g. with --test FILE."
             )
         encoded = examples.encode(self.task, rows, encoder_for(self.base, self.method.virtual_tokens(self.config)))
-        progress.stage(f"evaluate on {split}", len(rows), "rows")
+        progress.stage(told("evaluate", progress.lang, split=split), len(rows), "rows")
         with self.base.bind(self.delta):
             answers = examples.answer(self.base, self.task, encoded, progress=progress.advance)
         return evaluation(self.task, examples.judge(self.task, encoded, answers))
@@ -156,6 +157,7 @@ class Adaptation:
             base=base_ref(self.base),
             task=spec,
             template=digest(spec["template"]),
+            chat_template=chat_digest(self.base, spec),
             files=files,
             tensors={name: tuple(shape) for name, shape in self.method.shapes(self.config, self.base).items()},
             training=self.origin.training,
@@ -177,6 +179,15 @@ def base_ref(base: Base) -> BaseRef:
     return BaseRef(name=base.name, digests=base.digests, dtype=base.dtype_name)
 
 
+def chat_digest(base: Base, task: Mapping[str, Any]) -> str | None:
+    """Digest of the base's own chat template, where it writes the prompts of this task (a document); else None.
+
+    It is no part of the tokenizer's digest: for prompts that do not use it, another one changes nothing.
+    """
+    is_chat = (task.get("template") or {}).get("kind") == "chat"
+    return digest(base.tokenizer.chat_template) if is_chat else None
+
+
 def load(
     ref: str | Path, *, base: Base | str | None = None, task: Task | None = None, progress: Progress | None = None
 ) -> Adaptation:
@@ -188,8 +199,9 @@ def load(
         task: with rows to evaluate on; None: the stored task, without rows.
 
     Raises:
-        Mismatch: one error with everything that does not fit: base weights, config, tokenizer, prompt template, missing,
-            surplus or misshapen tensors, damaged files.
+        Mismatch: one error with everything that does not fit: base weights, config, tokenizer, prompt template
+            (and the base's chat template, where it writes the prompts), missing, surplus or misshapen tensors, damaged
+            files.
         Unavailable: the base could not be fetched.
     """
     stored = registry.find(str(ref))
@@ -203,7 +215,7 @@ def load(
         f"The adaptation {stored.folder} does not fit.",
         [
             *base_misfits(manifest, base.name, base.digests),
-            *_template_misfits(manifest, task),
+            *_template_misfits(manifest, base, task),
             *damage,
             *(_tensor_misfits(method, config, base, tensors) if tensors else ()),
         ],
@@ -230,12 +242,18 @@ def _tensor_misfits(
         return error.problems
 
 
-def _template_misfits(manifest: Manifest, task: Task | None) -> list[Problem]:
+def _template_misfits(manifest: Manifest, base: Base, task: Task | None) -> list[Problem]:
     document = manifest.task if task is None else task.spec.model_dump(mode="json")
     found = digest(document.get("template"))
     problems = []
     if found != manifest.template:
         problems.append(Problem("prompt template", f"digest {found[:12]}, expected {manifest.template[:12]}"))
+    chat = chat_digest(base, manifest.task)
+    if chat != manifest.chat_template:
+        wanted = manifest.chat_template[:12] if manifest.chat_template else "one that was not recorded"
+        problems.append(
+            Problem("chat template of the base", f"digest {str(chat)[:12]} of {base.name}, expected {wanted}")
+        )
     if document.get("label_words") != manifest.task.get("label_words"):
         problems.append(
             Problem("labels", f"{document.get('label_words')}, expected {manifest.task.get('label_words')}")

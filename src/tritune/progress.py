@@ -5,14 +5,16 @@ Knows stages and numbers; no terminal.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Progress(Protocol):
-    """Stages follow each other; each has a known amount of work."""
+    """Stages follow each other; each has a known amount of work. `lang`: what to tell it in."""
+
+    lang: Literal["en", "ru"]
 
     def stage(self, name: str, total: float, unit: str) -> None:
-        """A new stage begins: what it is, how much there is to do, of what ("steps", "rows")."""
+        """A new stage begins: what it is, how much there is to do, of what ("steps" or "rows")."""
         ...
 
     def advance(self, amount: float, **figures: float | None) -> None:
@@ -26,6 +28,8 @@ class Progress(Protocol):
 
 class Silent:
     """Says nothing."""
+
+    lang: Literal["en", "ru"] = "en"
 
     def stage(self, name: str, total: float, unit: str) -> None: ...
 

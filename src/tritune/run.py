@@ -54,6 +54,7 @@ class Run(Frozen):
 
     base: BaseRef
     task: SerializeAsAny[TaskSpec]
+    chat_template: str | None = None  # digest of the base's own, where it writes the task's prompts
     data: Mapping[str, str]  # digest of the rows of each split
     method: str
     config: SerializeAsAny[MethodConfig]

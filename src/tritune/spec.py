@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Self
 
@@ -70,3 +71,13 @@ def digest(document: object) -> str:
     data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> Iterator[Problem]:
+    """Every value in which two documents differ, by its path."""
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from differences(was, now, f"{path}{key}.")
+        elif was != now:
+            yield Problem(f"{path}{key}", f"was {was!r}, is {now!r}")

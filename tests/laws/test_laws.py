@@ -183,6 +183,14 @@ def test_mixed_with_other_adaptations_equals_alone(case: Case) -> None:
             torch.testing.assert_close(mixed[i], alone[slot][i], **CLOSE)
 
 
+def test_rows_of_a_slot_that_nobody_has_are_refused_not_answered_bare(case: Case) -> None:
+    deltas = {} if case.method.scope is Scope.BASE else {0: case.moved(1), 4: case.moved(2)}
+    with pytest.raises(Mismatch) as caught:
+        outputs(case.base, Bank(deltas), ROWS, (BARE, 7, 3, 7))
+    assert [problem.where for problem in caught.value.problems] == ["slot 3", "slot 7"]
+    assert len(outputs(case.base, Bank(deltas), ROWS, (BARE,) * 4)) == 4
+
+
 # --- 6: export and load ---
 
 

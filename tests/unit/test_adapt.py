@@ -19,9 +19,8 @@ import tritune as tt
 from tests.laws import test_laws
 from tests.laws.conftest import Case, shared_base
 from tests.oracles import base_of
-from tritune.adapt import Trial
 from tritune.adaptation import Adaptation
-from tritune.compare import Plan, compare
+from tritune.comparison import Plan, compare
 from tritune.errors import BadData, Mismatch, TrituneError
 from tritune.methods import METHODS, method
 from tritune.models.load import Base
@@ -32,6 +31,7 @@ from tritune.store import registry
 from tritune.tasks.base import Split
 from tritune.tasks.classification import Classification
 from tritune.train.state import TrainState
+from tritune.trial import Trial
 
 Row = Mapping[str, str]
 #: the family whose random weights learn soonest
@@ -183,21 +183,6 @@ def test_labels_of_many_tokens_in_russian_are_learned_and_told() -> None:
     (prediction,) = found.predict(["abc+de123"])
     assert set(prediction.probabilities) == {"yes", "no"}
     assert prediction.label in words
-
-
-def test_the_public_names_stay_what_they_are_whatever_was_imported() -> None:
-    """`adapt` and `compare` are functions and modules; the function must be there the second time too."""
-    code = (
-        "import tritune as tt\n"
-        "for _ in range(2):\n"
-        "    assert callable(tt.adapt) and callable(tt.compare), (tt.adapt, tt.compare)\n"
-        "from tritune import adapt\n"
-        "from tritune.adapt import Trial\n"
-        "from tritune.compare import Plan\n"
-        "assert callable(adapt) and callable(tt.adapt) and callable(tt.compare) and tt.Plan is Plan\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_state_that_was_taken_over_is_not_kept(task: Classification) -> None:

@@ -25,8 +25,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("evaluate", "train"),
     ("report",),
     ("adaptation",),
-    ("adapt",),
-    ("compare",),
+    ("finished", "trial"),
+    ("comparison",),
     ("recipes",),
     ("cli",),
 ]
@@ -117,3 +117,8 @@ def test_public_names_are_what_they_seem() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         _ = tritune.nonsense
     assert {"LoRA", "PTuning", "Full", "Bottleneck"} <= set(dir(tritune))
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    """Importing a module puts it into its package: one of the same name would take a function's place."""
+    assert not set(dir(tritune)) & {dotted(path).split(".")[0] for path in modules()}

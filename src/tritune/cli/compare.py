@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,20 +15,21 @@ from tritune.cli.language import language
 from tritune.cli.loading import RUN, load_base, load_task, require, settled
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
-from tritune.errors import Mismatch, Problem
+from tritune.errors import Interrupted, Mismatch, Problem
+from tritune.finished import ADAPTATIONS, ENTRIES, EXAMPLES, PLAN
 from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import CompareSettings
 
 if TYPE_CHECKING:
-    from tritune.compare import Plan
+    from tritune.comparison import Plan
     from tritune.evaluate.record import Comparison
     from tritune.report.words import Lang
 
 RECORD, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
 #: everything a comparison writes
-OWN = frozenset({RUN, RECORD, TABLE, REPORT, "adaptations", "entries", "examples"})
+OWN = frozenset({RUN, RECORD, TABLE, REPORT, PLAN, ADAPTATIONS, ENTRIES, EXAMPLES})
 SEARCH = "Search"
 
 Methods = Annotated[
@@ -105,6 +107,7 @@ def compare(
     """Train every method on your data and measure all of them on the same test rows.
 
     Plain prompting is the baseline. Writes a table, a report and every adaptation below --out.
+    Stopped, it goes on with what is missing when started again with the same --out.
 
     Example:
       tritune compare --train train.csv --test test.csv --text-field review \\
@@ -115,7 +118,7 @@ def compare(
     settings = given.settings(CompareSettings, ctx.params, recipe, {"configs": configs} if configs else {})
     if idle := [method for method in configs if method not in settings.kinds()]:
         raise typer.BadParameter(f"'{idle[0]}' is not among the methods compared", param_hint="--set")
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet, lang=language(lang)) as progress:
         comparison = run(settings, out, language(lang), progress, command_of(ctx), overwrite=overwrite)
     tell(comparison, out, language(lang), as_json=as_json)
 
@@ -128,31 +131,56 @@ def command_of(ctx: typer.Context) -> str:
 def run(
     settings: CompareSettings, out: Path, lang: Lang, progress: Progress, command: str, *, overwrite: bool
 ) -> Comparison:
-    """Compare, and write everything that is known afterwards.
+    """Compare, and write everything that is known afterwards; where it was stopped before, go on.
 
     Raises:
-        Mismatch: something is missing, does not fit, or an earlier run is in the way.
+        Mismatch: something is missing, does not fit, or another run is in the way.
         BadData: with everything that is wrong with the data.
+        Interrupted: stopped by the user; what was measured is kept.
     """
     require(settings, "train", "test")
-    folders.check_free(out, OWN, overwrite=overwrite)
+    going_on = may_go_on(out, overwrite=overwrite)
     task = load_task(settings, progress)
 
-    from tritune.compare import compare as measure
+    from tritune.comparison import compare as measure
     from tritune.report.compare import markdown
     from tritune.report.html import html
     from tritune.store.files import write_json, write_text
 
     plan = _plan(settings)
     base = load_base(settings.base, settings.dtype, settings.device, progress)
-    with folders.replacing(out, OWN, progress):
-        resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})
-        write_text(out / RUN, documents.text(settled(resolved), comment=command))
-        comparison, results = measure(base, task, plan, out, command=command, progress=progress)
+    with nullcontext() if going_on else folders.replacing(out, OWN, progress):
+        if not going_on:
+            resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})
+            write_text(out / RUN, documents.text(settled(resolved), comment=command))
+        try:
+            comparison, results = measure(base, task, plan, out, command=command, progress=progress)
+        except KeyboardInterrupt:
+            raise Interrupted(_how_to_go_on(out)) from None
         write_text(out / TABLE, markdown(comparison, lang))
         write_text(out / REPORT, html(comparison, results, lang))
         write_json(out / RECORD, comparison.model_dump(mode="json"))
     return comparison
+
+
+def may_go_on(out: Path, *, overwrite: bool, hint: str = "") -> bool:
+    """Whether a comparison was stopped here, and is to go on; else a new one may be written.
+
+    Raises:
+        Mismatch: neither: a finished run, or something else, is here.
+    """
+    if not overwrite and (out / PLAN).is_file() and not (out / RECORD).exists():
+        return True
+    folders.check_free(out, OWN, overwrite=overwrite, hint=hint)
+    return False
+
+
+def _how_to_go_on(out: Path) -> str:
+    measured = len(list((out / ENTRIES).glob("*.json")))
+    if not measured:
+        return "Stopped before anything was measured."
+    again = shlex.join(["tritune", "compare", "--config", str(out / RUN), "--out", str(out)])
+    return f"Stopped; {measured} measurements are kept. Go on with:\n  {again}"
 
 
 def tell(comparison: Comparison, out: Path, lang: Lang, *, as_json: bool) -> None:
@@ -185,7 +213,7 @@ def _configs(changes: Sequence[str]) -> dict[str, dict[str, object]]:
 
 def _plan(settings: CompareSettings) -> Plan:
     """The plan, with every method's own settings checked."""
-    from tritune.compare import Plan
+    from tritune.comparison import Plan
     from tritune.methods import method
 
     problems: list[Problem] = []

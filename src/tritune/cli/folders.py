@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tritune.errors import Mismatch, Problem
 from tritune.progress import Progress
+from tritune.report.told import told
 from tritune.store.files import saving
 
 
@@ -59,9 +60,9 @@ def _keep(folder: Path, own: Collection[str], aside: Path | None, progress: Prog
     """After a failure: what was finished stays, and so does the earlier run."""
     written = [folder / name for name in own if (folder / name).exists()]
     if any(path.is_dir() and any(path.iterdir()) for path in written):
-        progress.say(f"What was finished is in {folder}.")
+        progress.say(told("kept", progress.lang, folder=folder))
         if aside is not None:
-            progress.say(f"The earlier run is in {aside}.")
+            progress.say(told("earlier", progress.lang, folder=aside))
         return
     for path in written:
         path.rmdir() if path.is_dir() else path.unlink()

@@ -12,6 +12,7 @@ from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.settings import Settings
 from tritune.report import units
+from tritune.report.told import told
 from tritune.tasks.classification import Classification, classification
 from tritune.tasks.sources import has_own_splits
 
@@ -43,7 +44,7 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
         BadData: with everything that is wrong with the rows of all files.
         Mismatch, Unavailable: as `classification`.
     """
-    progress.stage("read data", 0, "rows")
+    progress.stage(told("read_data", progress.lang), 0, "rows")
     return classification(
         train=settings.train,
         test=settings.test,
@@ -65,7 +66,7 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
 
 def load_base(ref: str, dtype: Dtype | None, device: str | None, progress: Progress) -> Base:
     """The base, without the bars and warnings of the library below."""
-    progress.stage(f"load {Path(ref).name}", 0, "")
+    progress.stage(told("load", progress.lang, name=Path(ref).name), 0, "")
 
     from transformers.utils import logging
 
@@ -74,8 +75,9 @@ def load_base(ref: str, dtype: Dtype | None, device: str | None, progress: Progr
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     base = load.load_base(ref, dtype=dtype, device=device, progress=progress.say)
-    size = units.count(sum(p.numel() for p in base.parameters().values()), "en")
-    progress.say(f"base {base.name}: {size} parameters, {base.dtype_name} on {base.device.type}")
+    size = units.count(sum(p.numel() for p in base.parameters().values()), progress.lang)
+    facts = {"name": base.name, "size": size, "dtype": base.dtype_name, "device": base.device.type}
+    progress.say(told("base", progress.lang, **facts))
     return base
 
 

@@ -19,9 +19,12 @@ from rich.text import Text
 
 from tritune.progress import Progress, Silent
 from tritune.report import units
+from tritune.report.told import told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tritune.report.words import Lang
 
 #: seconds between two plain lines of one stage
 EVERY = 15.0
@@ -30,13 +33,13 @@ REDRAWS = 2.0
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[Progress]:
+def shown(*, quiet: bool, lang: Lang = "en") -> Iterator[Progress]:
     """The progress that suits standard error; the bar is gone when the context ends, however it ends."""
     if quiet:
         yield Silent()
         return
     console = Console(stderr=True, highlight=False)
-    progress = Terminal(console) if console.is_terminal else Plain(console)
+    progress = Terminal(console, lang) if console.is_terminal else Plain(console, lang)
     try:
         yield progress
     finally:
@@ -50,6 +53,7 @@ class Stage:
     name: str
     total: float
     unit: str
+    lang: Lang = "en"
     done: float = 0.0
     started: float = field(default_factory=lambda: time.monotonic())
     figures: dict[str, float] = field(default_factory=dict)
@@ -57,48 +61,50 @@ class Stage:
 
     def advance(self, amount: float, figures: Mapping[str, float | None]) -> None:
         self.done += amount
-        self.memory = peak_memory()
+        self.memory = peak_memory(self.lang)
         self.figures |= {name: value for name, value in figures.items() if value is not None}
 
     def counted(self) -> str:
         if not self.total:
             return ""
-        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
+        done, total = (units.whole(round(value), self.lang) for value in (self.done, self.total))
+        return told(self.unit, self.lang, counted=f"{done}/{total}")
 
     def told(self) -> str:
         """Speed and the newest figures."""
         shown = dict(self.figures)
         speed = shown.pop("tokens_per_second", None)
-        parts = [] if speed is None else [f"{units.rate(speed, 'en')} tok/s"]
-        return " ".join(parts + [f"{name} {value:.3f}" for name, value in shown.items()])
+        parts = [] if speed is None else [told("speed", self.lang, rate=units.rate(speed, self.lang))]
+        return " ".join(parts + [f"{name} {units.score(value, self.lang)}" for name, value in shown.items()])
 
     def left(self) -> str:
         """Time left at the pace so far; nothing while there is no pace."""
         if not self.done or self.done >= self.total:
             return ""
         seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
-        return f"{units.seconds(max(1.0, seconds), 'en')} left"
+        return told("left", self.lang, time=units.seconds(max(1.0, seconds), self.lang))
 
 
-def peak_memory() -> str:
+def peak_memory(lang: Lang) -> str:
     """The most memory held at once since it was last measured: of this process, or on a GPU what torch took there."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        return f"peak {units.size(torch.cuda.max_memory_allocated(), 'en')}"
+        return told("peak", lang, size=units.size(torch.cuda.max_memory_allocated(), lang))
     if sys.platform == "win32":
         import psutil
 
-        return f"peak {units.size(psutil.Process().memory_info().peak_wset, 'en')}"
+        return told("peak", lang, size=units.size(psutil.Process().memory_info().peak_wset, lang))
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"peak {units.size(peak if sys.platform == 'darwin' else 1024 * peak, 'en')}"
+    return told("peak", lang, size=units.size(peak if sys.platform == "darwin" else 1024 * peak, lang))
 
 
 class Terminal:
     """One bar for the current stage, and the lines worth keeping above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, lang: Lang = "en") -> None:
+        self.lang: Lang = lang
         columns = ("name", "counted", "told", "left", "memory")
         texts = [
             TextColumn(f"{{task.fields[{name}]}}", style="" if name == "name" else "dim", markup=False)
@@ -118,7 +124,7 @@ class Terminal:
 
     def stage(self, name: str, total: float, unit: str) -> None:
         self.close()
-        self._stage = Stage(name, total, unit)
+        self._stage = Stage(name, total, unit, self.lang)
         self._task = self._bars.add_task("", total=total or None, **self._fields())
         self._bars.start()
 
@@ -152,7 +158,8 @@ class Terminal:
 class Plain:
     """A line when a stage begins, every now and then, and when it ends."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, lang: Lang = "en") -> None:
+        self.lang: Lang = lang
         self._console = console
         self._stage: Stage | None = None
         self._last = 0.0
@@ -160,7 +167,7 @@ class Plain:
 
     def stage(self, name: str, total: float, unit: str) -> None:
         self.close()
-        self._stage = Stage(name, total, unit)
+        self._stage = Stage(name, total, unit, self.lang)
         self._last, self._told = time.monotonic(), 0.0
 
     def advance(self, amount: float, **figures: float | None) -> None:

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING
 from tritune.cli.loading import RUN
 from tritune.errors import Mismatch, Problem
 from tritune.recipes import documents
-from tritune.store.files import publish, read_json, read_tensors, saving, staging, write_json, write_tensors, write_text
+from tritune.store.files import (
+    publish,
+    read_json,
+    read_tensors,
+    recover,
+    saving,
+    staging,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from tritune.train.loop import Event
@@ -91,6 +101,7 @@ class RunFolder:
         from tritune.train.state import Facts, TrainState
 
         root = self.path / STATE
+        recover(root)
         # A hidden folder is one that a killed process had not finished.
         saved = sorted(p for p in root.glob("*") if not p.name.startswith(".")) if root.is_dir() else []
         if not saved:

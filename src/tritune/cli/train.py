@@ -83,7 +83,7 @@ def train(
     config = {"config": given.assignments(changes)} if changes else {}
     below = str(folder.begun()) if resume else recipe
     settings = given.settings(TrainSettings, ctx.params, below, config)
-    with shown(quiet=quiet) as progress:
+    with shown(quiet=quiet, lang=language(lang)) as progress:
         if resume and folder.finished:
             progress.say(f"{out} is finished; there is nothing to resume.")
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -11,20 +11,22 @@ from tritune.cli import folders
 from tritune.cli.loading import load_base, load_task, require, settled
 from tritune.cli.run_folder import DEV_CURVE, LOSS_CURVE, METRICS, OWN, RunFolder
 from tritune.cli.stop import stop_wish
-from tritune.errors import Interrupted, Mismatch, Problem
+from tritune.errors import Interrupted, Mismatch
 from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import TrainSettings
+from tritune.report.told import told
+from tritune.spec import differences
 from tritune.tasks.base import Split
 
 if TYPE_CHECKING:
-    from tritune.adapt import Trial
     from tritune.adaptation import Adaptation, Evaluation
     from tritune.measure import Cost
     from tritune.report.words import Lang
     from tritune.spec import MethodConfig
     from tritune.store.registry import Stored
+    from tritune.trial import Trial
 
 
 def run(
@@ -50,8 +52,8 @@ def run(
         folders.check_free(folder.path, OWN, overwrite=overwrite, hint="Go on with it by --resume. ")
     task = load_task(settings, progress)
 
-    from tritune.adapt import Trial
     from tritune.methods import method_of
+    from tritune.trial import Trial
 
     config = _config(settings)
     base = load_base(settings.base, settings.dtype, settings.device, progress)
@@ -98,26 +100,17 @@ def _check_same(settings: TrainSettings, trial: Trial) -> None:
         Mismatch: with everything in which this run differs from the one that was begun.
     """
     now = documents.parse(documents.text(trial.document().model_dump(mode="json")), "run")
-    problems = list(_differences(settings.run or {}, now))
+    problems = list(differences(settings.run or {}, now))
     Mismatch.check("This is not the run that was begun.", problems, "Resume with its own settings, base and data.")
 
 
-def _differences(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> Iterator[Problem]:
-    for key in {**old, **new}:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _differences(was, now, f"{path}{key}.")
-        elif was != now:
-            yield Problem(f"{path}{key}", f"was {was!r}, is {now!r}")
-
-
 def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> None:
-    from tritune.adapt import follow
     from tritune.measure import measured
+    from tritune.trial import follow
 
     with stop_wish() as stop, measured() as cost:
         events = folder.recorded(trial.events(save=folder.save, stop=stop))
-        last = follow(events, progress, f"train {trial.method.kind}", trial.total_steps)[-1]
+        last = follow(events, progress, told("train", progress.lang, method=trial.method.kind), trial.total_steps)[-1]
     if last.kind != "done":
         raise Interrupted(
             f"Stopped after step {last.step} of {last.total}; the state is saved. Go on with:\n"

@@ -11,7 +11,7 @@ Shapes: N packed tokens, D and E input and output width of a site, P virtual tok
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -91,6 +91,9 @@ class Delta(nn.Module, ABC):
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
+
+    def slots(self) -> None:
+        return None
 
 
 class Method(ABC, Generic[C]):
@@ -191,7 +194,8 @@ def linear_roles(base: Base) -> tuple[Role, ...]:
 
 
 class Bank:
-    """Many adaptations, of any kinds, on one base in one batch. Row by row the right one answers; BARE rows none.
+    """Many adaptations, of any kinds, on one base in one batch. Row by row the right one answers; BARE rows none. A batch
+    with any other slot is refused by `Base.logits`.
 
     The slow correct way: one call per slot and site. Faster banks must equal it.
 
@@ -227,3 +231,6 @@ class Bank:
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
+
+    def slots(self) -> Collection[int]:
+        return self.deltas.keys()

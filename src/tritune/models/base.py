@@ -6,7 +6,7 @@ Shapes: N packed tokens, B spans, P virtual tokens, D model width, E output widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -123,6 +123,10 @@ class Edits(Protocol):
         """Base weights replaced as a whole, by parameter name (full fine-tuning); empty for everything else."""
         ...
 
+    def slots(self) -> Collection[int] | None:
+        """The slots that are answered here, beside BARE; None: every row is answered alike, whatever its slot."""
+        ...
+
 
 class NoEdits:
     """The bare base."""
@@ -141,3 +145,6 @@ class NoEdits:
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
+
+    def slots(self) -> None:
+        return None

@@ -48,7 +48,7 @@ NOT_COMPUTATION = frozenset(
     }
 )
 
-# Keys of tokenizer_config.json that change which ids a text becomes. The chat template is told apart elsewhere.
+# Keys of tokenizer_config.json that change which ids a text becomes. The chat template has a digest of its own elsewhere.
 CHANGES_IDS = (
     "add_bos_token",
     "add_eos_token",

@@ -25,9 +25,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tritune.errors import UnsupportedBase
+from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
-from tritune.models.base import Batch, Edits, NoEdits, Site
+from tritune.models.base import BARE, Batch, Edits, NoEdits, Site
 from tritune.models.bound import Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken
@@ -152,8 +152,12 @@ class Base:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
         The head runs on these K positions only. Differentiable in whatever the edits learn.
+
+        Raises:
+            Mismatch: rows of slots that the edits do not have; as the bare base they would answer unnoticed.
         """
         edits = self._stream.edits
+        _check_slots(batch, edits)
         weights = edits.weights()
         segments = edits.segments()
         virtual = {s.slot: s.embeddings_PD.shape[0] for s in segments}
@@ -183,6 +187,18 @@ class Base:
             self._stream.fast = False
         logits_KV: Tensor = output.logits[0]
         return at_least_float32(logits_KV)
+
+
+def _check_slots(batch: Batch, edits: Edits) -> None:
+    known = edits.slots()
+    if known is None or batch.slots is None:
+        return
+    unknown = sorted(set(batch.slots) - {BARE, *known})
+    Mismatch.check(
+        "Some rows want an adaptation that is not there.",
+        [Problem(f"slot {slot}", f"unknown, wanted by {batch.slots.count(slot)} spans") for slot in unknown],
+        f"Slots with an adaptation: {', '.join(map(str, sorted(known))) or 'none'}; {BARE} is the bare base.",
+    )
 
 
 def _wide(head: nn.Linear) -> Callable[[Tensor], Tensor]:

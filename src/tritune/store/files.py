@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritune.errors import Mismatch, Problem, StorageError
+from tritune.store.exchange import exchange
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: how a folder is called that is being filled, and one whose place is being taken (behind that place's name)
+_NEW, _OLD = ".new-", ".old-"
 
 
 @contextmanager
@@ -120,7 +124,7 @@ def staging(parent: Path) -> Iterator[Path]:
     """A hidden folder to fill below `parent`; `publish` gives it its name. What was not published is gone afterwards."""
     with saving(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=parent, prefix=".new-"))
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))
     try:
         yield made
     finally:
@@ -128,13 +132,18 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, target: Path) -> None:
-    """Let a filled folder take the place of `target`; an older one is deleted last. Others may do the same meanwhile."""
+    """Let a filled folder take the place of `target`; an older one is deleted last. Others may do the same meanwhile.
+
+    Where the system can exchange folders, one of the two is whole under that name at every moment. Elsewhere there are
+    two renames; of a process that was killed between them, `recover` puts the older folder back.
+    """
     replaced: list[Path] = []
     with saving(target):
         made.chmod(0o755)
         try:
-            while not _renamed(made, target):
-                aside = made.with_name(f"{made.name}-old{len(replaced)}")
+            while not _placed(made, target):
+                suffix = f"{made.name.removeprefix(_NEW)}{len(replaced)}"
+                aside = target.with_name(f".{target.name}{_OLD}{suffix}")
                 with suppress(FileNotFoundError):  # another process moved it first
                     target.rename(aside)
                     replaced.append(aside)
@@ -145,6 +154,30 @@ def publish(made: Path, target: Path) -> None:
         _sync(target.parent)
     for old in replaced:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(parent: Path) -> list[str]:
+    """Put back what a process had moved aside when it was killed; the names of what is there again.
+
+    Another process that is just replacing such a folder replaces it once more.
+    """
+    found = []
+    for aside in sorted(parent.glob(f".*{_OLD}*")):
+        target = parent / aside.name[1:].rpartition(_OLD)[0]
+        with suppress(OSError):  # another process was quicker, or nothing may be written here
+            if not target.exists():
+                aside.rename(target)
+                found.append(target.name)
+    return found
+
+
+def _placed(made: Path, target: Path) -> bool:
+    """False: something is there, and cannot be exchanged. Exchanged, it lies in `made`, which `staging` deletes."""
+    if _renamed(made, target):
+        return True
+    with suppress(FileNotFoundError):  # another process moved it meanwhile
+        return exchange(made, target)
+    return False
 
 
 def _renamed(made: Path, target: Path) -> bool:

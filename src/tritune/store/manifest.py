@@ -27,6 +27,7 @@ class Manifest(Frozen):
     base: BaseRef
     task: Mapping[str, object]
     template: str  # digest of the prompt template: answers are only meant for prompts of this form
+    chat_template: str | None = None  # digest of the base's own, where it writes the prompts
     files: Mapping[str, str]
     tensors: Mapping[str, tuple[int, ...]]
     training: Training
@@ -37,7 +38,9 @@ class Manifest(Frozen):
 
     def id(self) -> str:
         """Content hash: of everything in here, and through `files` of every byte of the adaptation."""
-        return digest(self)
+        # Where it plays no part it is left out: what was stored before it was known keeps its name.
+        absent = {"chat_template"} if self.chat_template is None else None
+        return digest(self.model_dump(mode="json", exclude=absent))
 
 
 def base_misfits(manifest: Manifest, name: str, digests: Digests) -> list[Problem]:

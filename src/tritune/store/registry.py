@@ -23,6 +23,7 @@ from tritune.store.files import (
     publish,
     read_json,
     read_tensors,
+    recover,
     saving,
     staging,
     write_json,
@@ -198,8 +199,9 @@ def find(ref: str, roots: tuple[Path, ...] = (Path("runs"), Path())) -> Stored:
     Raises:
         Mismatch: none, or several.
     """
-    if Path(ref).is_dir():
-        return read(Path(ref))
+    folder = Path(ref)
+    if folder.is_dir() or folder.name in recover(folder.parent):
+        return read(folder)
     hits = {
         stored.id: stored
         for stored in listing(roots)
@@ -229,6 +231,6 @@ def listing(roots: tuple[Path, ...]) -> list[Stored]:
 def _folders(root: Path) -> Iterator[Path]:
     """Folders with a manifest below a root; hidden ones (half-written, .venv, .git) are not entered."""
     for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".") and name != "node_modules"]
+        inner[:] = [name for name in inner + recover(Path(folder)) if name[0] != "." and name != "node_modules"]
         if MANIFEST in files:
             yield Path(folder)

@@ -6,14 +6,17 @@ and none of the context. Special-token text inside user data stays plain text. K
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 from tritune.errors import BadData, Mismatch, Problem
 from tritune.tasks.base import Prompt
+from tritune.text.conversation import Conversations, Pieces
 from tritune.text.template import Message
 
 #: characters before an answer that decide how the answer is cut into tokens
@@ -61,18 +64,26 @@ class Encoder:
         self._tokenizer = tokenizer
         self._limit = limit
         self._bos = _adds_bos(tokenizer)
+        self._conversations = Conversations(tokenizer, lambda text: self._plain([text])[0])
         self._answers = lru_cache(maxsize=4096)(self._answer_ids)
 
     def chat(self, messages: Sequence[Message]) -> str:
         """A conversation in the base's own words, up to where the assistant answers.
 
         Raises:
-            Mismatch: this base has no chat template.
+            Mismatch: this base has no chat template, or it refuses this conversation.
         """
         if self._tokenizer.chat_template is None:
             raise Mismatch("This base has no chat template.", hint="Use a prompt template of kind 'jinja'.")
         turns = [dict(message) for message in messages]
-        written: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            written: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, ValueError) as error:
+            raise Mismatch(
+                "This base's chat template cannot write the prompts.",
+                [Problem("chat template", str(error))],
+                "Use a prompt template of kind 'jinja'.",
+            ) from error
         return written
 
     def encode(self, prompts: Sequence[Prompt], ids: Sequence[str], where: Sequence[str]) -> list[Encoded]:
@@ -81,11 +92,12 @@ class Encoder:
         Raises:
             BadData: listing every row that is too long, has nothing to learn, or whose answer is no run of tokens.
         """
-        contexts = self._contexts(prompts)
+        contexts = iter(self._plain([prompt.context for prompt in prompts if not prompt.pieces]))
         problems: list[Problem] = []
         rows = []
-        for prompt, context, row_id, place in zip(prompts, contexts, ids, where, strict=True):
+        for prompt, row_id, place in zip(prompts, ids, where, strict=True):
             try:
+                context = self._conversations.ids(prompt.pieces) if prompt.pieces else next(contexts)
                 row = self._row(prompt, context, row_id)
             except ValueError as error:
                 problems.append(Problem(place, str(error)))
@@ -102,7 +114,7 @@ class Encoder:
             raise ValueError("has an empty prompt")
         written = tuple(context[: len(self._bos)]) == self._bos  # chat templates write the start token themselves
         context = tuple(context) if written else (*self._bos, *context)
-        tail = prompt.context[-_TAIL:]
+        tail = _tail(prompt)
         choices = self._prefix_free(self._answers(tail, prompt.choices))
         if prompt.target is None:
             return Encoded(row_id, context, (), choices)
@@ -110,13 +122,13 @@ class Encoder:
         target = self._answers(tail, (prompt.target,))[0] if gold is None else choices[gold]
         return Encoded(row_id, context, target, choices, gold)
 
-    def _answer_ids(self, tail: str, answers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    def _answer_ids(self, tail: Pieces, answers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """Ids of answers as they stand behind a context that ends with `tail`."""
-        before, *wholes = self._ids([tail, *(tail + answer for answer in answers)])
+        before, *wholes = self._texts([tail, *((*tail, (answer, False)) for answer in answers)])
         for answer, whole in zip(answers, wholes, strict=True):
             if whole[: len(before)] != before or len(whole) == len(before):
                 raise ValueError(
-                    f"the answer {answer!r} is not a run of tokens behind {tail!r}: "
+                    f"the answer {answer!r} is not a run of tokens behind {''.join(text for text, _ in tail)!r}: "
                     "let the template end without a space and the answer begin with one"
                 )
         return tuple(tuple(whole[len(before) :]) for whole in wholes)
@@ -133,24 +145,27 @@ class Encoder:
             raise ValueError("one label is the beginning of another and the base has no end token to tell them apart")
         return tuple((*choice, end) for choice in choices)
 
-    def _contexts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        if not any(prompt.pieces for prompt in prompts):
-            return self._ids([prompt.context for prompt in prompts])
-        return [
-            [
-                i
-                for text, control in prompt.pieces or ((prompt.context, False),)
-                for i in self._ids([text], control=control)[0]
-            ]
-            for prompt in prompts
-        ]
+    def _texts(self, texts: Sequence[Pieces]) -> list[list[int]]:
+        if any(control for text in texts for _, control in text):
+            return [self._conversations.ids(text) for text in texts]
+        return self._plain(["".join(piece for piece, _ in text) for text in texts])
 
-    def _ids(self, texts: Iterable[str], *, control: bool = False) -> list[list[int]]:
-        """Without `control`, the text of a special token stays text."""
-        given = list(texts)
-        if not given:
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        """The text of a special token stays text."""
+        if not texts:
             return []
-        return self._tokenizer(given, add_special_tokens=False, split_special_tokens=not control)["input_ids"]
+        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _tail(prompt: Prompt) -> tuple[tuple[str, bool], ...]:
+    """The end of a context that decides how an answer is cut; of a chat template's own text nothing is cut off."""
+    tail: list[tuple[str, bool]] = []
+    left = _TAIL
+    for text, control in reversed(prompt.pieces or ((prompt.context, False),)):
+        if left > 0:
+            tail.append((text if control else text[-left:], control))
+            left -= len(text)
+    return tuple(reversed(tail))
 
 
 def _adds_bos(tokenizer: Tokenizer) -> tuple[int, ...]:

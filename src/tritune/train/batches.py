@@ -6,6 +6,7 @@ shuffled again: similar lengths meet, but no epoch is ordered by length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -39,8 +40,17 @@ def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[l
         yield batch
 
 
-def steps_per_epoch(lengths: Sequence[int], budget: int, accumulate: int, seed: int) -> int:
-    return -(-len(epoch_batches(lengths, budget, seed, 0)) // accumulate)
+def steps_in(epochs: float, lengths: Sequence[int], budget: int, accumulate: int, seed: int) -> int:
+    """Optimizer steps of so many epochs, at least one. Epochs are cut anew, so they differ by a step or two."""
+
+    def of_epoch(epoch: int) -> int:
+        return math.ceil(len(epoch_batches(lengths, budget, seed, epoch)) / accumulate)
+
+    whole = int(epochs)
+    part = epochs - whole
+    # A tenth of ten steps is one, whatever the last binary digit says.
+    begun = math.ceil(round(part * of_epoch(whole), 9)) if part else 0
+    return max(1, sum(of_epoch(epoch) for epoch in range(whole)) + begun)
 
 
 def steps(lengths: Sequence[int], budget: int, accumulate: int, seed: int, skip: int = 0) -> Iterator[list[list[int]]]:

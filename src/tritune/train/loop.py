@@ -24,7 +24,7 @@ from tritune.models.load import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
-from tritune.train.batches import steps, steps_per_epoch
+from tritune.train.batches import steps, steps_in
 from tritune.train.optim import adamw, rate
 from tritune.train.state import Best, Facts, TrainState, grouped, optimizer_tensors, restore_optimizer
 
@@ -53,8 +53,7 @@ class Event:
 
 def total_steps(training: Training, rows: Sequence[Encoded], seed: int) -> int:
     """Optimizer steps of a whole run."""
-    per_epoch = steps_per_epoch(_lengths(rows), training.batch_tokens, training.accumulate, seed)
-    return max(1, math.ceil(training.epochs * per_epoch))
+    return steps_in(training.epochs, _lengths(rows), training.batch_tokens, training.accumulate, seed)
 
 
 def _lengths(rows: Sequence[Encoded]) -> list[int]:

@@ -33,6 +33,15 @@ def test_a_log_gets_few_lines_with_everything() -> None:
     assert len(lines) == 3, "no line is cut at the width of a console, and none is told twice"
 
 
+def test_in_russian_it_has_russian_words_and_numbers() -> None:
+    file = io.StringIO()
+    work(Plain(Console(file=file, width=40), "ru"))
+    lines = file.getvalue().splitlines()
+    assert lines[1].startswith("train, rate 0.001: 4/4 шагов, 6 100 ток/с loss 0,250 dev 0,900, пик ")
+    assert lines[2].startswith("evaluate: 1 000/1 000 строк, пик ")
+    assert "МБ" in lines[2] or "ГБ" in lines[2]
+
+
 def test_a_long_stage_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -58,6 +58,16 @@ def test_what_a_kill_leaves_is_passed_over(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["000000004"]
 
 
+def test_a_state_that_a_kill_left_moved_aside_is_found(tmp_path: Path) -> None:
+    """As where folders cannot be exchanged: moved, and the process killed before the new one had its name."""
+    folder = RunFolder(tmp_path)
+    folder.save(state(3))
+    (tmp_path / "state" / "000000003").rename(tmp_path / "state" / ".000000003.old-abc0")
+    found = folder.load()
+    assert found is not None
+    assert found.facts.step == 3
+
+
 def test_a_failed_save_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
     folder.save(state(3))

@@ -15,6 +15,7 @@ from tritune.report import units
 from tritune.report.explain import explain
 from tritune.report.facts import Fact, facts
 from tritune.report.html import html
+from tritune.report.told import TOLD
 from tritune.report.words import WORDS, words
 from tritune.spec import Strategy
 
@@ -23,9 +24,8 @@ def gaps(text: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
-@pytest.mark.parametrize("key", WORDS)
-def test_both_languages_have_every_text_with_the_same_gaps(key: str) -> None:
-    english, russian = WORDS[key]
+@pytest.mark.parametrize(("english", "russian"), [*WORDS.values(), *TOLD.values()], ids=[*WORDS, *TOLD])
+def test_both_languages_have_every_text_with_the_same_gaps(english: str, russian: str) -> None:
     assert english
     assert russian
     assert gaps(english) == gaps(russian)

@@ -7,21 +7,26 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.unit.store.child import as_nobody, die, race, run
+from tests.unit.store.child import as_nobody, die, race, run, start, wait
 from tritune.errors import Mismatch, StorageError
-from tritune.store import files
+from tritune.store import files, registry
+from tritune.store.exchange import exchange
 from tritune.store.files import (
     folder_bytes,
     publish,
     read_json,
     read_tensors,
+    recover,
     staging,
     write_json,
     write_tensors,
@@ -185,6 +190,28 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 # --- whole folders ---
 
 
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "exchange", lambda a, b: False)
+
+
+def two_folders(parent: Path) -> tuple[Path, Path]:
+    for name in ("a", "b"):
+        (parent / f"{name}-full").mkdir()
+        (parent / f"{name}-full" / name).write_text(name)
+    return parent / "a-full", parent / "b-full"
+
+
+def test_two_folders_change_places_or_nothing_happens(tmp_path: Path) -> None:
+    a, b = two_folders(tmp_path)
+    changed = exchange(a, b)
+    assert changed or sys.platform not in ("linux", "darwin")
+    assert [p.name for p in a.iterdir()] == ["b" if changed else "a"]
+    assert [p.name for p in b.iterdir()] == ["a" if changed else "b"]
+    if changed:
+        with pytest.raises(FileNotFoundError):
+            exchange(a, tmp_path / "nothing")
+
+
 def fill_and_publish(parent: Path, name: str, content: str) -> None:
     with staging(parent) as made:
         (made / "a.txt").write_text(content)
@@ -211,11 +238,12 @@ def test_if_the_new_folder_cannot_take_its_place_the_old_one_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_and_publish(tmp_path, "x", "old")
+    without_exchange(monkeypatch)
     rename = Path.rename
     moved_away: list[str] = []
 
     def full_after_the_old_one_moved(self: Path, target: Path) -> Path:
-        if target.name == "x" and len(moved_away) == 1 and "-old" not in self.name:
+        if target.name == "x" and len(moved_away) == 1 and ".old-" not in self.name:
             raise OSError(28, "No space left on device")
         if self.name == "x":
             moved_away.append(target.name)
@@ -244,8 +272,83 @@ def test_killed_before_the_name_is_given_the_old_folder_is_whole(
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["x"]
 
 
-def test_racing_writers_leave_one_whole_folder(tmp_path: Path) -> None:
+def test_where_folders_can_be_exchanged_the_old_one_is_never_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange(*two_folders(tmp_path)):
+        pytest.skip("this system cannot exchange folders")
+    fill_and_publish(tmp_path, "x", "old")
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        assert self.name != "x"
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    fill_and_publish(tmp_path, "x", "new")
+    assert (tmp_path / "x" / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_killed_at_any_moment_a_whole_folder_is_there(tmp_path: Path, turn: int) -> None:
+    """A process that replaces a folder over and over is killed somewhere; not for a moment is the name missing."""
+    fill_and_publish(tmp_path, "x", "0")
+
+    def work() -> None:
+        for number in count(1):
+            fill_and_publish(tmp_path, "x", str(number))
+
+    pid = start(work)
+    time.sleep(0.02 + 0.003 * turn)
+    os.kill(pid, signal.SIGKILL)
+    assert wait(pid) == -signal.SIGKILL
+    if exchange(*two_folders(tmp_path)):
+        assert (tmp_path / "x" / "a.txt").read_text().isdigit()
+
+
+@pytest.mark.parametrize("later", ["found", "listed", "written"])
+def test_killed_between_two_renames_a_later_start_has_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """On a system without exchange."""
+    without_exchange(monkeypatch)
+    root = tmp_path / "root"
+    with staging(root) as made:
+        write_json(made / registry.MANIFEST, {})
+        publish(made, root / "x")
+    rename = Path.rename
+
+    def killed_after(self: Path, target: Path) -> None:
+        rename(self, target)
+        if self.name == "x":
+            die()
+
+    def work() -> None:
+        Path.rename = killed_after  # type: ignore[assignment, method-assign]
+        fill_and_publish(root, "x", "new")
+
+    assert run(work) == -signal.SIGKILL
+    assert not (root / "x").exists()
+    if later == "found":
+        with pytest.raises(Mismatch, match="not a valid Manifest"):
+            registry.find(str(root / "x"))
+    elif later == "listed":
+        assert registry.listing((tmp_path,)) == []  # it has no manifest that could be read, but it was looked at
+    else:
+        recover(root)
+        fill_and_publish(root, "x", "newer")
+        assert (root / "x" / "a.txt").read_text() == "newer"
+        return
+    assert [p.name for p in (root / "x").iterdir()] == [registry.MANIFEST]
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_racing_writers_leave_one_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+) -> None:
     """Four processes replace the same folder over and over; a reader at any later time finds one of them whole."""
+    if not exchanging:
+        without_exchange(monkeypatch)
 
     def write(number: int) -> Callable[[], None]:
         def work() -> None:

@@ -21,10 +21,11 @@ from tritune.models.base import Role
 from tritune.models.load import Base, load_base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
-from tritune.spec import MethodConfig
+from tritune.spec import MethodConfig, digest
 from tritune.store.registry import MANIFEST, TENSORS, WHOLE_BASE
 from tritune.tasks.base import Split
 from tritune.tasks.classification import Classification
+from tritune.trial import Trial
 
 TEXTS = ["good one", "bad one", "so good", "very bad", "good good", "bad bad bad"]
 ROWS = [{"text": text, "label": "yes" if "good" in text else "no"} for text in TEXTS]
@@ -205,6 +206,46 @@ def test_a_template_changed_inside_the_manifest_is_noticed(base: Base, tmp_path:
     document["task"]["template"]["context"] = "{{ text }} sells"
     path.write_text(json.dumps(document))
     assert set(problems_of(lambda: tt.load(tmp_path / "mine", base=base))) == {"prompt template"}
+
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+
+
+@pytest.mark.parametrize("kind", ["chat", "jinja"])
+def test_another_chat_template_is_refused_where_it_writes_the_prompts(kind: Any, tmp_path: Path) -> None:
+    """And only there: to any other prompt it means nothing."""
+    base = tiny_base("llama-tied")
+    base.tokenizer.chat_template = CHAT
+    task = task_of(template=tt.TemplateSpec(kind=kind, context="{{ text }}:"))
+    saved = adaptation(base, LORA, task)
+    saved.save(tmp_path / "mine")
+    assert tt.load(tmp_path / "mine", base=base).predict(TEXTS) == saved.predict(TEXTS)
+    run = Trial(base, with_training(task), LORA, Training(), 1e-3, 0).document()
+    base.tokenizer.chat_template = CHAT.replace("<assistant>", "<bot>")
+    again = Trial(base, with_training(task), LORA, Training(), 1e-3, 0).document()
+    if kind == "jinja":
+        assert tt.load(tmp_path / "mine", base=base).predict(TEXTS) == saved.predict(TEXTS)
+        assert run == again
+    else:
+        for given in (None, task):
+            found = problems_of(lambda given=given: tt.load(tmp_path / "mine", base=base, task=given))
+            assert set(found) == {"chat template of the base"}
+        assert run.fingerprint() != again.fingerprint(), "no run is gone on with either"
+
+
+def with_training(task: Classification) -> Classification:
+    return tt.classification(  # type: ignore[no-any-return]
+        train=[{**row, "text": f"{i} {row['text']}"} for i, row in enumerate(ROWS * 4)], template=task.spec.template
+    )
+
+
+def test_what_was_stored_before_chat_templates_were_digested_keeps_its_name(base: Base, tmp_path: Path) -> None:
+    stored = adaptation(base, LORA).save_below(tmp_path)
+    document = json.loads((stored.folder / MANIFEST).read_text())
+    del document["chat_template"]
+    (stored.folder / MANIFEST).write_text(json.dumps(document))
+    assert tt.load(stored.folder, base=base).predict(TEXTS)
+    assert digest(document) == stored.id
 
 
 @pytest.mark.parametrize("eighth", range(8))

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritune.train.batches import epoch_batches, steps, steps_per_epoch
+from tritune.train.batches import epoch_batches, steps, steps_in
 
 lengths_of = st.lists(st.integers(1, 90), min_size=1, max_size=120)
 budgets = st.integers(1, 400)
@@ -63,9 +63,29 @@ def test_a_resumed_order_is_the_rest_of_the_straight_one(
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths_of, budgets, st.integers(1, 4), st.integers(0, 3))
-def test_steps_run_through_epoch_after_epoch(lengths: list[int], budget: int, accumulate: int, seed: int) -> None:
-    per_epoch = steps_per_epoch(lengths, budget, accumulate, seed)
-    taken = list(islice(steps(lengths, budget, accumulate, seed), per_epoch))
+@given(lengths_of, budgets, st.integers(1, 4), st.integers(0, 3), st.integers(1, 5))
+def test_steps_run_through_epoch_after_epoch(
+    lengths: list[int], budget: int, accumulate: int, seed: int, epochs: int
+) -> None:
+    """Exactly the batches of these epochs, however many each of them is cut into."""
+    taken = list(islice(steps(lengths, budget, accumulate, seed), steps_in(epochs, lengths, budget, accumulate, seed)))
     assert all(1 <= len(step) <= accumulate for step in taken)
-    assert [micro for step in taken for micro in step] == epoch_batches(lengths, budget, seed, 0)
+    wanted = [batch for epoch in range(epochs) for batch in epoch_batches(lengths, budget, seed, epoch)]
+    assert [micro for step in taken for micro in step] == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, budgets, st.integers(0, 3), st.integers(0, 3), st.integers(1, 10))
+def test_a_part_of_an_epoch_is_that_part_of_its_own_steps(
+    lengths: list[int], budget: int, seed: int, whole: int, tenths: int
+) -> None:
+    before = sum(len(epoch_batches(lengths, budget, seed, epoch)) for epoch in range(whole))
+    last = len(epoch_batches(lengths, budget, seed, whole))
+    wanted = before - (-last * tenths // 10)
+    assert steps_in(whole + tenths / 10, lengths, budget, 1, seed) == max(1, wanted)
+
+
+def test_epochs_of_unequal_numbers_of_batches_do_occur() -> None:
+    """Or the laws above would hold for a count that takes the first epoch for all."""
+    lengths = [5 + (7 * i) % 23 for i in range(200)]
+    assert len({len(epoch_batches(lengths, 60, 0, epoch)) for epoch in range(4)}) > 1

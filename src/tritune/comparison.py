@@ -7,33 +7,34 @@ adaptation, after everything was chosen, through the path that serves. Knows no 
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from pydantic import Field
 
-from tritune.adapt import Trial, follow
-from tritune.adaptation import Evaluation, base_ref, encoder_for, evaluation
+from tritune.adaptation import Evaluation, base_ref, chat_digest, encoder_for, evaluation
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.caveats import caveat_text, caveats
 from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
 from tritune.evaluate.stats import compare_pairs
+from tritune.finished import ADAPTATIONS, Finished
 from tritune.measure import Cost, measured
 from tritune.methods import METHODS
 from tritune.methods import method as method_named
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
+from tritune.report import units
+from tritune.report.told import told
+from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.spec import Frozen, MethodConfig, Strategy
-from tritune.store.files import write_json, write_text
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.state import TrainState
+from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
 
 
 class Plan(Frozen):
@@ -55,42 +56,29 @@ class Plan(Frozen):
     training: Training = Training()
 
 
-@dataclass
-class Found:
-    """What a comparison gathers while it runs."""
-
-    entries: list[Entry] = field(default_factory=list)
-    results: dict[str, dict[int, tuple[ExampleResult, ...]]] = field(default_factory=dict)
-
-    def add(self, entry: Entry, results: Sequence[ExampleResult], out: Path) -> None:
-        self.entries.append(entry)
-        self.results.setdefault(entry.method, {})[entry.seed] = tuple(results)
-        lines = [json.dumps(r.model_dump(mode="json"), ensure_ascii=False) for r in results]
-        write_text(out / "examples" / f"{entry.method}-{entry.seed}.jsonl", "\n".join(lines) + "\n")
-        write_json(out / "entries" / f"{entry.method}-{entry.seed}.json", entry.model_dump(mode="json"))
-
-
 def compare(
     base: Base, task: Task, plan: Plan, out: Path, *, command: str = "", progress: Progress | None = None
 ) -> tuple[Comparison, Mapping[str, Mapping[int, tuple[ExampleResult, ...]]]]:
     """Measure everything in the plan; adaptations are stored below `out`.
 
+    Where an earlier start with the same plan, data, base and machine was stopped there, what it measured is taken over.
+
     Returns:
         The comparison, and the judged test examples by method and seed.
 
     Raises:
-        Mismatch: an unknown method, or no test rows.
+        Mismatch: an unknown method, no test rows, or `out` holds measurements of another comparison.
         Diverged: every learning rate of a method diverged.
     """
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
-    _check_lengths(base, task, configs, plan)
-    found = Found()
+    rows = _encoded(base, task, configs, plan)
+    found = Finished.begin(out, _document(base, task, plan, configs), progress)
     for name, shots in _prompting(task, plan):
-        _measure_prompting(base, task, name, shots, found, out, progress)
+        _measure_prompting(base, task, name, shots, found, progress)
     for kind, config in configs.items():
-        _measure_method(base, task, kind, config, plan, found, out, progress)
+        _measure_method(base, task, kind, config, plan, rows, found, progress)
     return _comparison(base, task, plan, found, command), found.results
 
 
@@ -102,18 +90,21 @@ def _check(task: Task, plan: Plan) -> None:
     Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
 
 
-def _check_lengths(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> None:
-    """Rows that only the last method could not take must not be found after hours.
+def _encoded(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> TrainingRows:
+    """Training and dev rows for all trials. Rows that only the last method could not take must not be found after hours.
+
+    The test rows are only looked at: turning them into ids is part of what answering costs, and is measured with it.
 
     Raises:
         BadData: rows that are too long for one of the methods, or with the solved examples in front.
     """
     virtual = max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
-    encoder = encoder_for(base, virtual)
-    for split in Split:
-        examples.encode(task, task.examples(split), encoder)
+    rows = training_rows(base, task, virtual)
+    examples.encode(task, task.examples(Split.TEST), encoder_for(base, virtual))
     for _, shots in _prompting(task, plan):
-        examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
+        if shots:
+            examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
+    return rows
 
 
 def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
@@ -123,8 +114,10 @@ def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...
 
 
 def _measure_prompting(
-    base: Base, task: Task, name: str, shots: tuple[Example, ...], found: Found, out: Path, progress: Progress
+    base: Base, task: Task, name: str, shots: tuple[Example, ...], found: Finished, progress: Progress
 ) -> None:
+    if found.take(name, 0):
+        return
     rows = task.examples(Split.TEST)
     progress.stage(name, len(rows), "rows")
     with measured() as cost:
@@ -132,48 +125,66 @@ def _measure_prompting(
         answers = examples.answer(base, task, encoded, progress=progress.advance)
     measurement = evaluation(task, examples.judge(task, encoded, answers))
     entry = _entry(measurement, name, Strategy.PROMPTING, 0, cost)
-    found.add(entry, measurement.results, out)
-    progress.say(_line(entry))
+    found.add(entry, measurement.results)
+    progress.say(_line(entry, progress.lang))
 
 
 def _measure_method(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, found: Found, out: Path, progress: Progress
+    base: Base,
+    task: Task,
+    kind: str,
+    config: MethodConfig,
+    plan: Plan,
+    rows: TrainingRows,
+    found: Finished,
+    progress: Progress,
 ) -> None:
-    trial, search = _search(base, task, kind, config, plan, progress)
-    rate = trial.learning_rate
-    for seed in plan.seeds:
-        if seed != plan.seeds[0]:
-            trial = Trial(base, task, config, plan.training, rate, seed)
-        with measured() as training_cost:
-            follow(trial.events(), progress, f"{kind}, seed {seed}", trial.total_steps)
-        trained = sum(p.numel() for p in trial.delta.trainable().values())
-        adaptation = trial.adaptation()
-        stored = adaptation.save_below(out / "adaptations")
-        with measured() as evaluation_cost:
-            measurement = adaptation.evaluate(progress=progress)
-        last = trial.curve[-1]
-        entry = _entry(measurement, kind, adaptation.method.strategy, seed, evaluation_cost).model_copy(
-            update={
-                "trainable_parameters": trained,
-                "stored_bytes": stored.bytes,
-                "train_seconds": last.seconds,
-                "train_tokens_per_second": last.tokens / last.seconds,
-                "train_peak_bytes": training_cost.peak_bytes,
-                "adaptation": str(stored.folder),
-                "learning_rate": rate,
-                "config": config.model_dump(mode="json"),
-                "train_rows": len(task.examples(Split.TRAIN)),
-                "best_step": trial.best.step if trial.best else last.step,
-                "search": search,
-                "curve": tuple(trial.curve),
-            }
-        )
-        found.add(entry, measurement.results, out)
-        progress.say(_line(entry))
+    first, *others = plan.seeds
+    entry = found.take(kind, first)
+    if entry is None:
+        trial, search = _search(base, task, kind, config, plan, rows, progress)
+        entry = _measure_trial(trial, search, found, progress)
+    assert entry.learning_rate is not None
+    for seed in others:
+        if found.take(kind, seed) is None:
+            trial = Trial(base, task, config, plan.training, entry.learning_rate, seed, rows=rows)
+            _measure_trial(trial, entry.search, found, progress)
+
+
+def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finished, progress: Progress) -> Entry:
+    """Train to the end, store, and measure what was stored."""
+    kind = trial.method.kind
+    with measured() as training_cost:
+        follow(trial.events(), progress, told("seed", progress.lang, method=kind, seed=trial.seed), trial.total_steps)
+    trained = sum(p.numel() for p in trial.delta.trainable().values())
+    adaptation = trial.adaptation()
+    stored = adaptation.save_below(found.out / ADAPTATIONS)
+    with measured() as evaluation_cost:
+        measurement = adaptation.evaluate(progress=progress)
+    last = trial.curve[-1]
+    entry = _entry(measurement, kind, trial.method.strategy, trial.seed, evaluation_cost).model_copy(
+        update={
+            "trainable_parameters": trained,
+            "stored_bytes": stored.bytes,
+            "train_seconds": last.seconds,
+            "train_tokens_per_second": last.tokens / last.seconds,
+            "train_peak_bytes": training_cost.peak_bytes,
+            "adaptation": str(stored.folder),
+            "learning_rate": trial.learning_rate,
+            "config": trial.config.model_dump(mode="json"),
+            "train_rows": len(trial.task.examples(Split.TRAIN)),
+            "best_step": trial.best.step if trial.best else last.step,
+            "search": search,
+            "curve": tuple(trial.curve),
+        }
+    )
+    found.add(entry, measurement.results)
+    progress.say(_line(entry, progress.lang))
+    return entry
 
 
 def _search(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, progress: Progress
+    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, rows: TrainingRows, progress: Progress
 ) -> tuple[Trial, tuple[SearchPoint, ...]]:
     """Every rate runs its share of the steps with the first seed; the best, paused, goes on from there.
 
@@ -190,15 +201,15 @@ def _search(
         def keep(state: TrainState, states: list[TrainState] = states) -> None:
             states[:] = [state]  # the newest only: each holds a copy of everything that trains
 
-        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0])
+        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0], rows=rows)
         if len(rates) == 1:
             return trial, ()
         steps = max(1, round(plan.search_share * trial.total_steps))
         try:
             events = trial.events(until=steps, save=keep)
-            follow(events, progress, f"{kind}, rate {rate:.2g}", steps)
+            follow(events, progress, told("rate", progress.lang, method=kind, rate=f"{rate:.2g}"), steps)
         except Diverged as error:
-            progress.say(f"{kind}: rate {rate:.2g} diverged. {error}")
+            progress.say(told("diverged", progress.lang, method=kind, rate=f"{rate:.2g}", why=error))
         reached = trial.latest if states else None
         points.append(
             SearchPoint(
@@ -239,14 +250,13 @@ def _entry(measurement: Evaluation, name: str, strategy: Strategy, seed: int, co
     )
 
 
-def _line(entry: Entry) -> str:
-    return (
-        f"{entry.method}: {entry.metric} {entry.score:.3f} "
-        f"(95 % interval {entry.low:.3f} to {entry.high:.3f}, n = {entry.n}), trained {entry.train_seconds:.0f} s"
-    )
+def _line(entry: Entry, lang: Lang) -> str:
+    score, low, high = (units.score(value, lang) for value in (entry.score, entry.low, entry.high))
+    figures = {"metric": entry.metric, "score": score, "low": low, "high": high, "n": entry.n}
+    return told("measured", lang, method=entry.method, seconds=f"{entry.train_seconds:.0f}", **figures)
 
 
-def _comparison(base: Base, task: Task, plan: Plan, found: Found, command: str) -> Comparison:
+def _comparison(base: Base, task: Task, plan: Plan, found: Finished, command: str) -> Comparison:
     facts = task.describe()
     pairs = compare_pairs(found.results)
     limits = caveats(
@@ -268,6 +278,20 @@ def _comparison(base: Base, task: Task, plan: Plan, found: Found, command: str) 
         environment=environment(),
         command=command,
     )
+
+
+def _document(base: Base, task: Task, plan: Plan, configs: Mapping[str, MethodConfig]) -> dict[str, object]:
+    """Everything that decides the figures. The machine does too: times and memory of one table are of one machine."""
+    spec = task.spec.model_dump(mode="json")
+    return {
+        "plan": plan.model_dump(mode="json", exclude={"configs"}),
+        "configs": {kind: config.model_dump(mode="json") for kind, config in configs.items()},
+        "task": spec,
+        "data": data_digests(task),
+        "base": base_ref(base).model_dump(mode="json", exclude={"name"}),
+        "chat_template": chat_digest(base, spec),
+        "environment": environment() | {"device": base.device.type},
+    }
 
 
 def environment() -> dict[str, object]:

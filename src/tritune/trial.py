@@ -11,20 +11,41 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tritune.adaptation import Adaptation, Origin, base_ref, encoder_for
+from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, encoder_for
 from tritune.errors import BadData, Mismatch, Problem
 from tritune.evaluate import examples
+from tritune.evaluate.examples import Rows
 from tritune.evaluate.record import CurvePoint
 from tritune.methods import method as method_named
 from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
+from tritune.report.told import told
 from tritune.run import Run, Training
 from tritune.spec import MethodConfig, digest
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.loop import Event, Measured, total_steps, train
 from tritune.train.state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """What a run learns from and what it looks at, as ids: the same for every method, rate and seed on a base."""
+
+    train: Rows
+    dev: Rows
+
+
+def training_rows(base: Base, task: Task, virtual: int = 0) -> TrainingRows:
+    """The rows of a task as ids, with room for so many virtual tokens in front of each.
+
+    Raises:
+        BadData: there is nothing to learn from, or rows that are too long.
+    """
+    encoder = encoder_for(base, virtual)
+    train = examples.encode(task, _needed(task, Split.TRAIN), encoder)
+    return TrainingRows(train, examples.encode(task, task.examples(Split.DEV), encoder))
 
 
 @dataclass
@@ -33,6 +54,7 @@ class Trial:
 
     Args:
         resume: a saved state of the same run. It is taken over, not copied.
+        rows: the task's rows, where they are encoded already, with room for this method's virtual tokens.
     """
 
     base: Base
@@ -42,6 +64,7 @@ class Trial:
     learning_rate: float
     seed: int
     resume: TrainState | None = None
+    rows: TrainingRows | None = None
     delta: Delta = field(init=False)
     curve: list[CurvePoint] = field(init=False, default_factory=list)
     best_step: int | None = field(init=False, default=None)
@@ -49,9 +72,8 @@ class Trial:
     def __post_init__(self) -> None:
         self.method = method_of(self.config)
         self.delta = self.method.init(self.config, self.base, torch.Generator().manual_seed(self.seed))
-        encoder = encoder_for(self.base, self.method.virtual_tokens(self.config))
-        self._train = examples.encode(self.task, _needed(self.task, Split.TRAIN), encoder)
-        self._dev = examples.encode(self.task, self.task.examples(Split.DEV), encoder)
+        rows = self.rows or training_rows(self.base, self.task, self.method.virtual_tokens(self.config))
+        self._train, self._dev = rows.train, rows.dev
         if self.training.evaluations and not self._dev.examples:
             raise Mismatch(
                 "There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0."
@@ -119,6 +141,7 @@ class Trial:
         return Run(
             base=base_ref(self.base),
             task=self.task.spec,
+            chat_template=chat_digest(self.base, self.task.spec.model_dump(mode="json")),
             data=data_digests(self.task),
             method=self.method.kind,
             config=self.config,
@@ -158,7 +181,9 @@ def adapt(
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)
-    follow(trial.events(), progress or Silent(), f"train {trial.method.kind}", trial.total_steps)
+    progress = progress or Silent()
+    name = told("train", progress.lang, method=trial.method.kind)
+    follow(trial.events(), progress, name, trial.total_steps)
     return trial.adaptation()
 
 
@@ -175,7 +200,7 @@ def follow(events: Iterator[Event], progress: Progress, name: str, until: int) -
         speed = point.tokens / point.seconds if point.seconds else None
         progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
         if event.kind == "stopped":
-            progress.say(f"{name}: stopped early, {event.reason}")
+            progress.say(told("stopped_early", progress.lang, name=name))
     return seen
 
 

@@ -1,0 +1,50 @@
+"""The words of progress lines, in English and Russian. Knows nothing of the work that they tell of.
+
+Errors, and what is said while something is fetched, are English in every language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tritune.report.words import Lang
+
+TOLD: Mapping[str, tuple[str, str]] = {
+    # stages
+    "read_data": ("read data", "чтение данных"),
+    "load": ("load {name}", "загрузка {name}"),
+    "train": ("train {method}", "обучение {method}"),
+    "seed": ("{method}, seed {seed}", "{method}, запуск {seed}"),
+    "rate": ("{method}, rate {rate}", "{method}, скорость обучения {rate}"),
+    "predict": ("predict", "ответы"),
+    "evaluate": ("evaluate on {split}", "проверка на {split}"),
+    # units and figures
+    "rows": ("{counted} rows", "{counted} строк"),
+    "steps": ("{counted} steps", "{counted} шагов"),
+    "speed": ("{rate} tok/s", "{rate} ток/с"),
+    "left": ("{time} left", "осталось {time}"),
+    "peak": ("peak {size}", "пик {size}"),
+    # lines that stay
+    "base": (
+        "base {name}: {size} parameters, {dtype} on {device}",
+        "модель {name}: параметров {size}, {dtype}, устройство {device}",
+    ),
+    "measured": (
+        "{method}: {metric} {score} (95 % interval {low} to {high}, n = {n}), trained {seconds} s",
+        "{method}: {metric} {score} (95-процентный интервал от {low} до {high}, n = {n}), обучение {seconds} с",
+    ),
+    "diverged": ("{method}: rate {rate} diverged. {why}", "{method}: при скорости {rate} обучение разошлось. {why}"),
+    "stopped_early": ("{name}: stopped early, no better on dev", "{name}: остановлено раньше, на dev уже не лучше"),
+    "going_on": (
+        "going on in {out}; taken over, measured before: {names}",
+        "продолжение в {out}; уже измерено и взято оттуда: {names}",
+    ),
+    "not_whole": ("{name} is not whole and will be measured again", "{name}: не всё на месте, будет измерено заново"),
+    "kept": ("What was finished is in {folder}.", "Всё, что успело завершиться, лежит в {folder}."),
+    "earlier": ("The earlier run is in {folder}.", "Прежний запуск лежит в {folder}."),
+}
+
+
+def told(key: str, lang: Lang, **values: object) -> str:
+    """One line or stage; `values` fill its gaps."""
+    return TOLD[key][lang == "ru"].format_map(values)
