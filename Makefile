@@ -3,13 +3,14 @@
 # make check   formatting, lint, types
 # make bench   speed and memory against other libraries (20 minutes; the first time it makes their environments as well)
 # make bench-sweep    look for the peers' best settings on this machine (before a bench that is to be quoted)
+# make bench-prediction    speed of classification against lm-evaluation-harness
 # The set-up runs once and again only when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench bench-sweep bench-environments clean
+.PHONY: demo test check format bench bench-sweep bench-prediction bench-environments clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
@@ -43,6 +44,9 @@ bench-environments: $(READY) benchmarks/.venv-peft/.ready benchmarks/.venv-adapt
 
 bench: bench-environments
 	@$(BIN)/python -m benchmarks.training --minutes 17
+
+bench-prediction: $(READY) benchmarks/.venv-lm-eval/.ready
+	@$(BIN)/python -m benchmarks.prediction
 
 bench-sweep: bench-environments
 	@$(BIN)/python -m benchmarks.sweep

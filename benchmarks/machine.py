@@ -14,10 +14,11 @@ import torch
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "adapters", "accelerate", "lm_eval")
 SIDE = 1024  # two thousand million operations: long against its start, short against a training step
+SIDE_GPU = 8192
 REPEATS = 4
 
 
-def matrix_rate(dtype: torch.dtype, device: str = "cpu", side: int = SIDE) -> float:
+def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
     """Operations per second of a square product, the median of a few."""
     a = torch.randn(side, side, device=device).to(dtype)
     seconds = []
@@ -32,7 +33,8 @@ def matrix_rate(dtype: torch.dtype, device: str = "cpu", side: int = SIDE) -> fl
 
 def matrix_rates(device: str = "cpu") -> dict[str, float]:
     """Of both formats that a base may compute in."""
-    return {name: matrix_rate(getattr(torch, name), device) for name in ("float32", "bfloat16")}
+    side = SIDE_GPU if device.startswith("cuda") else SIDE
+    return {name: matrix_rate(getattr(torch, name), device, side) for name in ("float32", "bfloat16")}
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from benchmarks import flops
 from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
+from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
 from tritune.models.load import Base, load_base
@@ -22,20 +23,38 @@ from tritune.train.optim import adamw
 
 
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
-    """Load the base and make a fresh adaptation of it."""
+    """Load the base, and make what the spec asks for."""
     dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
     base = load_base(spec.folder, dtype=dtype, device=spec.device)
+    clock.dtype = base.dtype_name
+    return (scoring if spec.choices else training)(spec, clock, base)
+
+
+def scoring(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
+    """Log-likelihoods of every choice of every row, by the bare base."""
+    choices = tuple(tuple(choice) for choice in spec.choices)
+    rows = [Encoded(str(i), tuple(r.context), (), choices) for i, r in enumerate(read_rows(Path(spec.rows)))]
+
+    def score() -> None:
+        clock.start()
+        for members in spec.batches:
+            found = choice_log_likelihoods(base, [rows[i] for i in members])
+            clock.step(-sum(map(sum, found)) / len(found) / len(choices))
+
+    return score
+
+
+def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
+    """A fresh adaptation, and the steps that train it."""
     rows = [Encoded(str(i), tuple(r.context), tuple(r.target)) for i, r in enumerate(read_rows(Path(spec.rows)))]
     found = method(spec.method)
     config = found.Config(**spec.config)
-    training = Training(learning_rate=spec.learning_rate)
     torch.manual_seed(0)
     delta = found.init(config, base, torch.Generator().manual_seed(0))
     parameters = list(delta.trainable().values())
-    optimizer = adamw(parameters, training)
+    optimizer = adamw(parameters, Training())
     for group in optimizer.param_groups:
         group["lr"] = spec.learning_rate
-    clock.dtype = base.dtype_name
     clock.flops = _flops(spec, base, rows)
 
     def train() -> None:

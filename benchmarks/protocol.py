@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 #: what a process says when it is loaded, and after every turn but the last
@@ -28,7 +28,7 @@ class Setup:
     """How a library is used.
 
     Attributes:
-        library: "tritune", "peft" (full fine-tuning: plain transformers) or "adapters".
+        library: "tritune", "peft" (full fine-tuning: plain transformers), "adapters" or "lm-eval".
         loop: "own" (tritune's; for a peer a bare loop), "trainer" or "trl".
         dtype: "float32", "bfloat16" or "default".
         attention: transformers' name of an attention, or "default".
@@ -58,6 +58,7 @@ class Spec:
         folder: the base, as transformers loads it.
         rows: file written by `write_rows`.
         turns: for each turn, its optimizer steps, each a list of row indexes. The first turn warms up and is not timed.
+        choices: ids of the possible answers: nothing is trained, a step scores all of them for each of its rows.
     """
 
     setup: Setup
@@ -68,6 +69,7 @@ class Spec:
     turns: list[list[list[int]]]
     learning_rate: float
     device: str = "cpu"
+    choices: list[list[int]] = field(default_factory=list)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -89,7 +91,8 @@ class Outcome:
 
     Attributes:
         seconds: wall time of the steps, by turn.
-        losses: mean loss per supervised token of every step, in order.
+        losses: of every step, in order: mean loss per supervised token; of a scoring step, minus the mean log-likelihood
+            of all answers, by which one sees that both sides computed the same.
         peak_bytes: resident memory of the process while training, libraries and base included.
         matrix_rates: for each turn, operations per second of a large square product by format: before and after it.
         flops: necessary operations of every step (see `flops.py`); only tritune's side counts them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +30,12 @@ def reviews(kind: str, n: int, folder: Path, seed: int = 0) -> list[Row]:
     texts = list(_texts(SOURCES[kind]))
     random.Random(seed).shuffle(texts)
     return [_row(tokenizer, text, label) for text, label in islice(texts, n)]
+
+
+def answers(words: Sequence[str], folder: Path) -> list[list[int]]:
+    """Ids of labels as they stand behind the cue."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return [_ids(tokenizer, f" {word}") for word in words]
 
 
 def synthetic(n: int, length: int, vocabulary: int, seed: int = 0) -> list[Row]:

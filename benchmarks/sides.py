@@ -37,7 +37,7 @@ _SUBJECTS = {
 SUBJECTS = {name: subject for name, subject in _SUBJECTS.items() if subject.kind in METHODS}
 
 LIBRARY = {"bottleneck": "adapters"}  # everything else: PEFT
-ENVIRONMENTS = {"peft": HERE / ".venv-peft", "adapters": HERE / ".venv-adapters"}
+ENVIRONMENTS = {"peft": HERE / ".venv-peft", "adapters": HERE / ".venv-adapters", "lm-eval": HERE / ".venv-lm-eval"}
 
 
 def ours(batch_tokens: int) -> Setup:

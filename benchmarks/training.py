@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, best, roles
+from benchmarks.sides import SUBJECTS, best, ours, roles
 from benchmarks.summary import Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
@@ -45,7 +45,7 @@ def specs(
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
-        cut = replace(setups["ours"]) if options.same_batches and setup.loop == "own" else setup
+        cut = ours(options.batch_tokens) if options.same_batches and setup.loop == "own" else setup
         first, *timed = batches(dealt, lengths, cut, seed=0)
         found[role] = Spec(
             setup=setup,
@@ -82,7 +82,7 @@ def measurements(name: str, role: str, spec: Spec, outcome: Outcome, rows: Seque
 def lines(found: Sequence[Measurement], spec: Spec, outcome: Outcome) -> list[dict[str, Any]]:
     """One line of results for every timed turn."""
     written = []
-    step = seen = len(spec.turns[0])
+    step = len(spec.turns[0])
     seen = sum(map(len, spec.turns[0]))
     for i, one in enumerate(found, 1):
         turn = spec.turns[i]

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.protocol import Spec
 
 
-def build(spec: Spec) -> nn.Module:
-    """The base with the method in it, as the library makes it.
+def build(spec: Spec) -> Any:
+    """The base with the method in it, as the library makes it (a torch module).
 
     Raises:
         KeyError: a method that this library has no counterpart of here.
     """
     torch.manual_seed(0)
-    options = {}
+    options: dict[str, Any] = {}
     if spec.setup.dtype != "default":
         options["dtype"] = getattr(torch, spec.setup.dtype)
     if spec.setup.attention != "default":
         options["attn_implementation"] = spec.setup.attention
-    model = AutoModelForCausalLM.from_pretrained(spec.folder, local_files_only=True, **options).to(spec.device)
+    model: Any = AutoModelForCausalLM.from_pretrained(spec.folder, local_files_only=True, **options)
+    model = model.to(spec.device)
     if spec.setup.library == "adapters":
         return _adapter_hub(model, spec)
     return model if spec.method == "full" else _peft(model, spec)
 
 
-def _peft(model: nn.Module, spec: Spec) -> nn.Module:
+def _peft(model: Any, spec: Spec) -> Any:
     import peft
 
-    configs = {
+    configs: dict[str, Callable[[], Any]] = {
         "lora": lambda: peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=int(spec.config["rank"]),
-            lora_alpha=spec.config["alpha"],
+            lora_alpha=int(spec.config["alpha"]),
             target_modules="all-linear",
         ),
         "ptuning": lambda: peft.PromptEncoderConfig(
@@ -50,7 +53,7 @@ def _peft(model: nn.Module, spec: Spec) -> nn.Module:
     return peft.get_peft_model(model, configs[spec.method](), autocast_adapter_dtype=not spec.setup.tuned)
 
 
-def _adapter_hub(model: nn.Module, spec: Spec) -> nn.Module:
+def _adapter_hub(model: Any, spec: Spec) -> Any:
     import adapters
 
     if spec.method != "bottleneck":

@@ -10,6 +10,10 @@ from benchmarks.worker import Clock, work
 
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     """Whatever the spec names."""
+    if spec.setup.library == "lm-eval":
+        from benchmarks.peers import harness
+
+        return harness.prepare(spec, clock)
     if spec.setup.loop == "own":
         from benchmarks.peers import bare
 

@@ -72,6 +72,10 @@ def _arguments(spec: Spec, folder: str) -> dict[str, Any]:
     return given
 
 
+def _train(trainer: Trainer) -> None:
+    trainer.train()
+
+
 def _examples(spec: Spec) -> list[Row]:
     rows = read_rows(Path(spec.rows))
     return [rows[i] for members in spec.batches for i in members]
@@ -101,7 +105,7 @@ def prepare_trainer(spec: Spec, clock: Clock) -> Callable[[], None]:
         data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(spec.folder)),
         callbacks=[_Watch(clock)],
     )
-    return lambda: trainer.train() and None
+    return lambda: _train(trainer)
 
 
 def prepare_trl(spec: Spec, clock: Clock) -> Callable[[], None]:
@@ -127,4 +131,4 @@ def prepare_trl(spec: Spec, clock: Clock) -> Callable[[], None]:
         callbacks=[_Watch(clock)],
     )
     clock.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return lambda: trainer.train() and None
+    return lambda: _train(trainer)
