@@ -30,11 +30,13 @@ class Clock:
     Args:
         steps: optimizer steps of each turn.
         channel: where turns are announced.
+        wait: returns when the next turn may begin.
     """
 
     steps: list[int]
     channel: TextIO
     device: str = "cpu"
+    wait: Callable[[], object] = sys.stdin.readline
     losses: list[float] = field(default_factory=list)
     flops: list[int] = field(default_factory=list)
     dtype: str = ""
@@ -60,7 +62,7 @@ class Clock:
 
     def _begin(self) -> None:
         print(READY, file=self.channel, flush=True)
-        sys.stdin.readline()
+        self.wait()
         self.rates.append({name: [rate] for name, rate in matrix_rates(self.device).items()})
         self.seconds.append([])
         self._last = time.perf_counter()
