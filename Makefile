@@ -1,13 +1,16 @@
 # make demo    install into .venv, fetch base and reviews, compare all strategies with plain prompting
 # make test    the same set-up, then the whole test suite
 # make check   formatting, lint, types
+# make bench   speed and memory against other libraries (20 minutes; the first time it makes their environments as well)
+# make bench-sweep    look for the peers' best settings on this machine (before a bench that is to be quoted)
+# make bench-prediction    speed of classification against lm-evaluation-harness
 # The set-up runs once and again only when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench bench-sweep bench-prediction bench-environments clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
@@ -31,5 +34,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The peers' environments hold versions of their own, so none of them is the project's.
+benchmarks/.venv-%/.ready: benchmarks/peers/requirements-%.txt
+	test -x benchmarks/.venv-$*/bin/python || $(PYTHON) -m venv benchmarks/.venv-$*
+	benchmarks/.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+bench-environments: $(READY) benchmarks/.venv-peft/.ready benchmarks/.venv-adapters/.ready
+
+bench: bench-environments
+	@$(BIN)/python -m benchmarks.training --minutes 17
+
+bench-prediction: $(READY) benchmarks/.venv-lm-eval/.ready
+	@$(BIN)/python -m benchmarks.prediction
+
+bench-sweep: bench-environments
+	@$(BIN)/python -m benchmarks.sweep
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.venv-* build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,99 @@
+"""tritune's side of a measurement, in a process of its own: the package's own base, method, packing and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from benchmarks import flops
+from benchmarks.protocol import Spec, read_rows
+from benchmarks.worker import Clock, work
+from tritune.evaluate.answer import choice_log_likelihoods
+from tritune.methods import method
+from tritune.models.dtype import Dtype
+from tritune.models.load import Base, load_base
+from tritune.run import Training
+from tritune.text.encode import Encoded
+from tritune.text.pack import training_batch
+from tritune.train.loop import batch_loss
+from tritune.train.optim import adamw
+
+
+def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
+    """Load the base, and make what the spec asks for."""
+    dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
+    base = load_base(spec.folder, dtype=dtype, device=spec.device)
+    clock.dtype = base.dtype_name
+    return (scoring if spec.choices else training)(spec, clock, base)
+
+
+def scoring(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
+    """Log-likelihoods of every choice of every row, by the bare base."""
+    choices = tuple(tuple(choice) for choice in spec.choices)
+    rows = [Encoded(str(i), tuple(r.context), (), choices) for i, r in enumerate(read_rows(Path(spec.rows)))]
+
+    def score() -> None:
+        clock.start()
+        for members in spec.batches:
+            found = choice_log_likelihoods(base, [rows[i] for i in members])
+            clock.step(-sum(map(sum, found)) / len(found) / len(choices))
+
+    return score
+
+
+def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
+    """A fresh adaptation, and the steps that train it."""
+    rows = [Encoded(str(i), tuple(r.context), tuple(r.target)) for i, r in enumerate(read_rows(Path(spec.rows)))]
+    found = method(spec.method)
+    config = found.Config(**spec.config)
+    torch.manual_seed(0)
+    delta = found.init(config, base, torch.Generator().manual_seed(0))
+    parameters = list(delta.trainable().values())
+    optimizer = adamw(parameters, Training())
+    for group in optimizer.param_groups:
+        group["lr"] = spec.learning_rate
+    clock.flops = _flops(spec, base, rows)
+
+    def train() -> None:
+        delta.train()
+        with base.bind(delta):
+            clock.start()
+            for members in spec.batches:
+                chosen = [rows[i] for i in members]
+                loss = batch_loss(base, training_batch(chosen)) / sum(len(row.target) for row in chosen)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                clock.step(loss.item())
+
+    return train
+
+
+def _flops(spec: Spec, base: Base, rows: list[Encoded]) -> list[int]:
+    found = method(spec.method)
+    config = found.Config(**spec.config)
+    budget = found.budget(config, base)
+    virtual = found.virtual_tokens(config)
+    shape = flops.Shape.of(base.config.to_dict())
+    return [
+        flops.step(
+            shape,
+            spec.method,
+            flops.Work(
+                lengths=[rows[i].n_trained for i in members],
+                supervised=sum(len(rows[i].target) for i in members),
+                added=budget.added_flops,
+                virtual=virtual,
+                encoder=budget.trained - budget.stored if virtual else 0,
+            ),
+        )
+        for members in spec.batches
+    ]
+
+
+if __name__ == "__main__":
+    work(prepare)

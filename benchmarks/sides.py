@@ -1,0 +1,91 @@
+"""Who is measured against whom, and with which settings. The tables of the benchmarks; knows no torch.
+
+`peers/best.json` holds what `python -m benchmarks.sweep` found fastest for each method on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from benchmarks.protocol import Setup
+from tritune.methods import METHODS
+
+HERE = Path(__file__).parent
+BEST = HERE / "peers" / "best.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One line of the table: a method of tritune's as it is measured, both sides with the same sizes."""
+
+    kind: str
+    config: Mapping[str, float | str]
+
+
+#: Sizes that the peers have too. The prompt starts as PEFT's does, so that losses can be compared.
+_SUBJECTS = {
+    "lora": Subject("lora", {"rank": 8, "alpha": 16.0}),
+    "full": Subject("full", {}),
+    "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
+    "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
+    "prefix": Subject("prefix", {"tokens": 20}),
+    "ia3": Subject("ia3", {}),
+}
+SUBJECTS = {name: subject for name, subject in _SUBJECTS.items() if subject.kind in METHODS}
+
+LIBRARY = {"bottleneck": "adapters"}  # everything else: PEFT
+ENVIRONMENTS = {"peft": HERE / ".venv-peft", "adapters": HERE / ".venv-adapters", "lm-eval": HERE / ".venv-lm-eval"}
+
+
+def ours(batch_tokens: int) -> Setup:
+    """tritune as it comes: its own choice of format."""
+    return Setup("tritune", "own", "default", "default", batch_tokens, sort=True, tuned=False)
+
+
+def default(method: str) -> Setup:
+    """The library's own Trainer, nothing set."""
+    return Setup(LIBRARY.get(method, "peft"), "trainer", "default", "default", 8, sort=False, tuned=False)
+
+
+def trl(*, tuned: bool, batch: int = 8) -> Setup:
+    """TRL as installed; tuned: no recomputing of activations, fp32 arithmetic, rows of similar length together."""
+    return Setup("peft", "trl", "default", "default", batch, sort=tuned, tuned=tuned)
+
+
+def tuned(method: str) -> Setup:
+    """Where the search for a peer's best settings begins: a bare loop in the middle of the range."""
+    return Setup(LIBRARY.get(method, "peft"), "own", "float32", "sdpa", 16, sort=True, tuned=True)
+
+
+def alternatives(setup: Setup) -> list[list[Setup]]:
+    """What the search tries, one question after the other: format, attention, size of a batch, the library's own loop."""
+    return [
+        [replace(setup, dtype=dtype) for dtype in ("float32", "bfloat16")],
+        [replace(setup, attention=name) for name in ("sdpa", "eager")],
+        [replace(setup, batch=rows) for rows in (4, 8, 16, 32, 64)],
+        [setup, replace(setup, loop="trainer")],
+    ]
+
+
+def best(method: str) -> Setup:
+    """The fastest settings found for the peer, or the start of the search where none were looked for."""
+    found = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
+    return Setup(**found[method]) if method in found else tuned(method)
+
+
+def keep_best(found: Mapping[str, Setup]) -> None:
+    """Remember what a search found; methods it did not look at stay as they are."""
+    known = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
+    known |= {method: asdict(setup) for method, setup in found.items()}
+    BEST.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def roles(method: str, names: list[str], batch_tokens: int) -> dict[str, Setup]:
+    """The sides of one method by the name of their part. TRL has no bottleneck adapters."""
+    table = {"ours": ours(batch_tokens), "best": best(method), "default": default(method)}
+    if method != "bottleneck":
+        table |= {"trl": trl(tuned=False), "trl-tuned": trl(tuned=True, batch=best(method).batch)}
+    return {name: table[name] for name in names if name in table}
