@@ -15,7 +15,10 @@ def main() -> None:
     # Large pages for torch's large tensors: fewer address look-ups in matrix products. Read at the first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+    from tritune.allocator import keep_freed_memory
     from tritune.cli.app import app
+
+    keep_freed_memory()
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -1,0 +1,24 @@
+"""Memory that was freed is kept for the next step: a setting of the C library, made by programs, never by an import.
+
+A training step frees hundreds of megabytes of activations and asks for them again. By default glibc hands large blocks back to
+the system and gets them anew, page by page, each page cleared: several percent of a step. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# names and numbers of <malloc.h>
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MOST = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees. False where the C library has no such setting (macOS, Windows, musl)."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # 32 MiB is the largest threshold glibc takes; single larger blocks stay the system's
+    settings = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: _MOST, _TOP_PAD: 2**26}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
