@@ -24,6 +24,7 @@ from tritune.adaptation import Adaptation
 from tritune.compare import Plan, compare
 from tritune.errors import BadData, Mismatch, TrituneError
 from tritune.methods import METHODS, method
+from tritune.models.base import LINEAR_ROLES, Role
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
@@ -71,6 +72,7 @@ EFFORT: Mapping[str, tuple[MethodConfig, float, float | None]] = {
     "full": (tt.Full(), 3e-3, 0.9),
     "ptuning": (tt.PTuning(tokens=16), 3e-2, None),
     "bottleneck": (tt.Bottleneck(reduction_factor=0.5, placement="double_seq", nonlinearity="gelu"), 3e-2, 0.9),
+    "ia3": (tt.IA3(output_roles=LINEAR_ROLES, input_roles=(Role.ATTN_O, Role.MLP_DOWN)), 1e-1, None),
     "lora": (tt.LoRA(rank=8), 2e-2, 0.9),
 }
 

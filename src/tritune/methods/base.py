@@ -83,6 +83,9 @@ class Delta(nn.Module, ABC):
     def segments(self) -> Sequence[Segment]:
         return ()
 
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        return x_ND
+
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         return y_NE
 
@@ -203,12 +206,23 @@ class Bank:
         )
         self.deltas = dict(deltas)
         self._keys = {slot: {site.key for site in delta.sites()} for slot, delta in deltas.items()}
+        #: deltas that leave every input as it is are not asked: gathering their rows would cost more than they do
+        self._entering = [slot for slot, delta in deltas.items() if type(delta).enter is not Delta.enter]
 
     def sites(self) -> Sequence[Site]:
         return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
 
     def segments(self) -> Sequence[Segment]:
         return [Segment(s.embeddings_PD, slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        assert slot_N is not None, "a bank needs a batch with slots"
+        for slot in self._entering:
+            if site.key in self._keys[slot]:
+                mine = (slot_N == slot).nonzero()[:, 0]
+                if len(mine):
+                    x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
+        return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is not None, "a bank needs a batch with slots"
