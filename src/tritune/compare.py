@@ -22,6 +22,7 @@ from tritune.adaptation import Evaluation, base_ref, encoder_for, evaluation
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.caveats import caveat_text, caveats
+from tritune.evaluate.forgetting import ForgettingProbe
 from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
 from tritune.evaluate.stats import compare_pairs
 from tritune.measure import Cost, measured
@@ -59,6 +60,7 @@ class Plan(Frozen):
 class Found:
     """What a comparison gathers while it runs."""
 
+    probe: ForgettingProbe
     entries: list[Entry] = field(default_factory=list)
     results: dict[str, dict[int, tuple[ExampleResult, ...]]] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ def compare(
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
     _check_lengths(base, task, configs, plan)
-    found = Found()
+    found = Found(ForgettingProbe(base, _most_virtual(configs)))
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, out, progress)
     for kind, config in configs.items():
@@ -108,12 +110,15 @@ def _check_lengths(base: Base, task: Task, configs: Mapping[str, MethodConfig], 
     Raises:
         BadData: rows that are too long for one of the methods, or with the solved examples in front.
     """
-    virtual = max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
-    encoder = encoder_for(base, virtual)
+    encoder = encoder_for(base, _most_virtual(configs))
     for split in Split:
         examples.encode(task, task.examples(split), encoder)
     for _, shots in _prompting(task, plan):
         examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
+
+
+def _most_virtual(configs: Mapping[str, MethodConfig]) -> int:
+    return max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
 
 
 def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
@@ -160,6 +165,7 @@ def _measure_method(
                 "train_tokens_per_second": last.tokens / last.seconds,
                 "train_peak_bytes": training_cost.peak_bytes,
                 "adaptation": str(stored.folder),
+                "forgetting": found.probe.rise(adaptation.delta),
                 "learning_rate": rate,
                 "config": config.model_dump(mode="json"),
                 "train_rows": len(task.examples(Split.TRAIN)),
