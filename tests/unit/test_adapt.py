@@ -233,6 +233,21 @@ def test_in_bf16_too_what_dev_saw_in_training_is_what_is_served(kind: str, task:
     assert sum(losses) / len(losses) == trial.best.dev_loss
 
 
+@pytest.mark.parametrize("config", [tt.Full(parts=("norms",)), tt.Full(top_layers=1)], ids=["norms", "last layer"])
+def test_of_full_fine_tuning_in_parts_the_parts_are_stored(
+    config: MethodConfig, task: Classification, tmp_path: Path
+) -> None:
+    """No second base on disk; loaded, it answers together with the base it was taken from, and with no other."""
+    found = tt.adapt(base_of(BASE), task, method=config, training=QUICK.model_copy(update={"learning_rate": 1e-2}))
+    stored = found.save(tmp_path / "parts")
+    assert {path.name for path in stored.folder.iterdir()} == {"manifest.json", "adaptation.safetensors"}
+    assert set(stored.tensors()) == set(config.chosen(base_of(BASE)))  # type: ignore[attr-defined]
+    assert stored.bytes < 4 * sum(p.numel() for p in base_of(BASE).parameters().values()) / 2
+    assert tt.load(tmp_path / "parts", base=base_of(BASE), task=task).evaluate() == found.evaluate()
+    with pytest.raises(Mismatch, match="weights of the base"):
+        tt.load(tmp_path / "parts", base=tiny_base(BASE, seed=1), task=task)
+
+
 # --- what cannot work says so before it trains ---
 
 

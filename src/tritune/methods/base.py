@@ -62,6 +62,14 @@ class Delta(nn.Module, ABC):
         """Exactly what the optimizer gets."""
         return {name.replace("/", "."): p for name, p in self.named_parameters()}
 
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate of a trained tensor is multiplied by; those that are not named learn at the full rate."""
+        return {}
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss of every optimizer step, whatever the rows; None: nothing."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Everything needed to train on: more than `export` where an encoder is thrown away afterwards."""
         return {name.replace("/", "."): tensor for name, tensor in self.state_dict().items()}
@@ -137,6 +145,10 @@ class Method(ABC, Generic[C]):
 
     @abstractmethod
     def _load(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> Delta: ...
+
+    def stores_base(self, config: C) -> bool:
+        """Whether what is exported is a whole base, to be stored as one."""
+        return self.scope is Scope.BASE
 
     def virtual_tokens(self, config: C) -> int:
         """Tokens that stand in front of every row and take of the positions the base has."""
