@@ -53,7 +53,7 @@ class Delta(nn.Module, ABC):
         """Add a parameter; names may hold dots, which torch reserves."""
         self.register_parameter(name.replace(".", "/"), nn.Parameter(at_least_float32(tensor)))
 
-    def part(self, site: Site, name: str) -> nn.Parameter:
+    def part(self, site: Site, name: str) -> Tensor:
         parameter = self._parameters[f"{site.key}.{name}".replace(".", "/")]
         assert parameter is not None
         return parameter

@@ -61,6 +61,11 @@ class Rows:
     columns: Tensor | None
     transposed: bool
 
+    def of(self, weight: Tensor) -> Tensor:
+        """The site's own matrix (E, D)."""
+        stored_ED = weight.T if self.transposed else weight
+        return stored_ED if self.columns is None else stored_ED[self.columns.to(weight.device)]
+
     @property
     def fused(self) -> bool:
         """Whether other sites are parts of the same matrix, and so read the same input."""
