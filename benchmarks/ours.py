@@ -19,7 +19,7 @@ from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
-from tritune.train.optim import adamw
+from tritune.train.optim import adamw, set_rate
 
 
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
@@ -51,10 +51,9 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     config = found.Config(**spec.config)
     torch.manual_seed(0)
     delta = found.init(config, base, torch.Generator().manual_seed(0))
-    parameters = list(delta.trainable().values())
+    parameters = dict(delta.trainable())
     optimizer = adamw(parameters, Training())
-    for group in optimizer.param_groups:
-        group["lr"] = spec.learning_rate
+    set_rate(optimizer, spec.learning_rate)
     clock.flops = _flops(spec, base, rows)
 
     def train() -> None:
@@ -65,7 +64,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
                 chosen = [rows[i] for i in members]
                 loss = batch_loss(base, training_batch(chosen)) / sum(len(row.target) for row in chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 clock.step(loss.item())

@@ -24,7 +24,7 @@ from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
 from tritune.run import BaseRef, Training
-from tritune.spec import MethodConfig, Scope, digest
+from tritune.spec import MethodConfig, digest
 from tritune.store import registry
 from tritune.store.manifest import Manifest, base_misfits
 from tritune.store.registry import Stored
@@ -144,7 +144,7 @@ class Adaptation:
         return registry.save(root, self._manifest, **self._content())
 
     def _content(self) -> dict[str, Any]:
-        if self.method.scope is Scope.BASE:
+        if self.method.stores_base(self.config):
             return {"whole_base": lambda folder: self.base.save_pretrained(folder, self.delta.export())}
         return {"tensors": self.delta.export()}
 

@@ -1,7 +1,7 @@
 """Memory that was freed is kept for the next step: a setting of the C library, made by programs, never by an import.
 
-A training step frees hundreds of megabytes of activations and asks for them again. By default glibc hands large blocks back to
-the system and gets them anew, page by page, each page cleared: several percent of a step. Knows no torch.
+A training step frees hundreds of megabytes of activations and asks for them again. By default glibc hands large blocks back
+to the system and gets them anew, page by page, each page cleared: several percent of a step. Knows no torch.
 """
 
 from __future__ import annotations

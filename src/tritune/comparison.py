@@ -19,6 +19,7 @@ from tritune.adaptation import Evaluation, base_ref, chat_digest, encoder_for, e
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.caveats import caveat_text, caveats
+from tritune.evaluate.forgetting import ForgettingProbe
 from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
 from tritune.evaluate.stats import compare_pairs
 from tritune.finished import ADAPTATIONS, Finished
@@ -75,10 +76,11 @@ def compare(
     _check(task, plan)
     rows = _encoded(base, task, configs, plan)
     found = Finished.begin(out, _document(base, task, plan, configs), progress)
+    probe = ForgettingProbe(base, _most_virtual(configs))
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, progress)
     for kind, config in configs.items():
-        _measure_method(base, task, kind, config, plan, rows, found, progress)
+        _measure_method(base, task, kind, config, plan, rows, found, probe, progress)
     return _comparison(base, task, plan, found, command), found.results
 
 
@@ -98,13 +100,17 @@ def _encoded(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: 
     Raises:
         BadData: rows that are too long for one of the methods, or with the solved examples in front.
     """
-    virtual = max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
+    virtual = _most_virtual(configs)
     rows = training_rows(base, task, virtual)
     examples.encode(task, task.examples(Split.TEST), encoder_for(base, virtual))
     for _, shots in _prompting(task, plan):
         if shots:
             examples.encode(task, task.examples(Split.TEST), encoder_for(base), shots)
     return rows
+
+
+def _most_virtual(configs: Mapping[str, MethodConfig]) -> int:
+    return max((method_named(kind).virtual_tokens(config) for kind, config in configs.items()), default=0)
 
 
 def _prompting(task: Task, plan: Plan) -> Iterator[tuple[str, tuple[Example, ...]]]:
@@ -137,21 +143,24 @@ def _measure_method(
     plan: Plan,
     rows: TrainingRows,
     found: Finished,
+    probe: ForgettingProbe,
     progress: Progress,
 ) -> None:
     first, *others = plan.seeds
     entry = found.take(kind, first)
     if entry is None:
         trial, search = _search(base, task, kind, config, plan, rows, progress)
-        entry = _measure_trial(trial, search, found, progress)
+        entry = _measure_trial(trial, search, found, probe, progress)
     assert entry.learning_rate is not None
     for seed in others:
         if found.take(kind, seed) is None:
             trial = Trial(base, task, config, plan.training, entry.learning_rate, seed, rows=rows)
-            _measure_trial(trial, entry.search, found, progress)
+            _measure_trial(trial, entry.search, found, probe, progress)
 
 
-def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finished, progress: Progress) -> Entry:
+def _measure_trial(
+    trial: Trial, search: tuple[SearchPoint, ...], found: Finished, probe: ForgettingProbe, progress: Progress
+) -> Entry:
     """Train to the end, store, and measure what was stored."""
     kind = trial.method.kind
     with measured() as training_cost:
@@ -170,6 +179,7 @@ def _measure_trial(trial: Trial, search: tuple[SearchPoint, ...], found: Finishe
             "train_tokens_per_second": last.tokens / last.seconds,
             "train_peak_bytes": training_cost.peak_bytes,
             "adaptation": str(stored.folder),
+            "forgetting": probe.rise(adaptation.delta),
             "learning_rate": trial.learning_rate,
             "config": trial.config.model_dump(mode="json"),
             "train_rows": len(trial.task.examples(Split.TRAIN)),

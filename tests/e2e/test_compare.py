@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def test_every_method_and_the_baselines_are_measured(record: dict[str, Any]) -> 
     assert [entry["method"] for entry in record["entries"]] == ["zero-shot", "few-shot", *METHODS]
     assert {entry["strategy"] for entry in record["entries"]} == set(Strategy)
     assert all(entry["n"] == 24 for entry in record["entries"])
-    assert len(record["pairs"]) == 15
+    assert len(record["pairs"]) == math.comb(2 + len(METHODS), 2)
+    for entry in record["entries"]:
+        assert (entry["forgetting"] is None) == (entry["strategy"] == Strategy.PROMPTING)
     assert record["task"]["labels"].keys() == {"спорт", "спортзал", "кино", "еда", "наука", "погода"}
     assert record["command"].startswith("tritune compare --base")
 

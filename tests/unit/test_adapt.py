@@ -23,6 +23,7 @@ from tritune.adaptation import Adaptation
 from tritune.comparison import Plan, compare
 from tritune.errors import BadData, Mismatch, TrituneError
 from tritune.methods import METHODS, method
+from tritune.models.base import LINEAR_ROLES, Role
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
@@ -71,6 +72,7 @@ EFFORT: Mapping[str, tuple[MethodConfig, float, float | None]] = {
     "full": (tt.Full(), 3e-3, 0.9),
     "ptuning": (tt.PTuning(tokens=16), 3e-2, None),
     "bottleneck": (tt.Bottleneck(reduction_factor=0.5, placement="double_seq", nonlinearity="gelu"), 3e-2, 0.9),
+    "ia3": (tt.IA3(output_roles=LINEAR_ROLES, input_roles=(Role.ATTN_O, Role.MLP_DOWN)), 1e-1, None),
     "lora": (tt.LoRA(rank=8), 2e-2, 0.9),
 }
 
@@ -214,6 +216,21 @@ def test_in_bf16_too_what_dev_saw_in_training_is_what_is_served(kind: str, task:
     losses = [-r.log_likelihoods[task.labels.index(r.gold)] for r in found.results]
     assert found.score == trial.best.dev_score
     assert sum(losses) / len(losses) == trial.best.dev_loss
+
+
+@pytest.mark.parametrize("config", [tt.Full(parts=("norms",)), tt.Full(top_layers=1)], ids=["norms", "last layer"])
+def test_of_full_fine_tuning_in_parts_the_parts_are_stored(
+    config: MethodConfig, task: Classification, tmp_path: Path
+) -> None:
+    """No second base on disk; loaded, it answers together with the base it was taken from, and with no other."""
+    found = tt.adapt(base_of(BASE), task, method=config, training=QUICK.model_copy(update={"learning_rate": 1e-2}))
+    stored = found.save(tmp_path / "parts")
+    assert {path.name for path in stored.folder.iterdir()} == {"manifest.json", "adaptation.safetensors"}
+    assert set(stored.tensors()) == set(config.chosen(base_of(BASE)))  # type: ignore[attr-defined]
+    assert stored.bytes < 4 * sum(p.numel() for p in base_of(BASE).parameters().values()) / 2
+    assert tt.load(tmp_path / "parts", base=base_of(BASE), task=task).evaluate() == found.evaluate()
+    with pytest.raises(Mismatch, match="weights of the base"):
+        tt.load(tmp_path / "parts", base=tiny_base(BASE, seed=1), task=task)
 
 
 # --- what cannot work says so before it trains ---

@@ -51,7 +51,11 @@ class SearchPoint(Frozen):
 
 
 class Entry(Frozen):
-    """One line of a comparison: one method with one seed (or one way of prompting), measured on the test set."""
+    """One line of a comparison: one method with one seed (or one way of prompting), measured on the test set.
+
+    `forgetting`: rise of the loss on general text, in nats per token (`forgetting.ForgettingProbe`); None where the base
+    stays as it is.
+    """
 
     method: str
     strategy: str
@@ -69,6 +73,7 @@ class Entry(Frozen):
     eval_peak_bytes: int
     seconds_per_1000_rows: float
     adaptation: str | None
+    forgetting: float | None = None
     learning_rate: float | None = None
     config: Mapping[str, object] = {}
     train_rows: int = 0

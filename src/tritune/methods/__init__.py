@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "full": "tritune.methods.full:Full",
     "ptuning": "tritune.methods.ptuning:PTuning",
     "bottleneck": "tritune.methods.bottleneck:Bottleneck",
+    "ia3": "tritune.methods.ia3:IA3",
     "lora": "tritune.methods.lora:LoRA",
 }
 

@@ -53,7 +53,7 @@ class Delta(nn.Module, ABC):
         """Add a parameter; names may hold dots, which torch reserves."""
         self.register_parameter(name.replace(".", "/"), nn.Parameter(at_least_float32(tensor)))
 
-    def part(self, site: Site, name: str) -> nn.Parameter:
+    def part(self, site: Site, name: str) -> Tensor:
         parameter = self._parameters[f"{site.key}.{name}".replace(".", "/")]
         assert parameter is not None
         return parameter
@@ -61,6 +61,14 @@ class Delta(nn.Module, ABC):
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Exactly what the optimizer gets."""
         return {name.replace("/", "."): p for name, p in self.named_parameters()}
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate of a trained tensor is multiplied by; those that are not named learn at the full rate."""
+        return {}
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss of every optimizer step, whatever the rows; None: nothing."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to train on: more than `export` where an encoder is thrown away afterwards."""
@@ -82,6 +90,9 @@ class Delta(nn.Module, ABC):
 
     def segments(self) -> Sequence[Segment]:
         return ()
+
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         return y_NE
@@ -140,6 +151,10 @@ class Method(ABC, Generic[C]):
 
     @abstractmethod
     def _load(self, config: C, base: Base, tensors: Mapping[str, Tensor]) -> Delta: ...
+
+    def stores_base(self, config: C) -> bool:
+        """Whether what is exported is a whole base, to be stored as one."""
+        return self.scope is Scope.BASE
 
     def virtual_tokens(self, config: C) -> int:
         """Tokens that stand in front of every row and take of the positions the base has."""
@@ -210,12 +225,23 @@ class Bank:
         )
         self.deltas = dict(deltas)
         self._keys = {slot: {site.key for site in delta.sites()} for slot, delta in deltas.items()}
+        #: deltas that leave every input as it is are not asked: gathering their rows would cost more than they do
+        self._entering = [slot for slot, delta in deltas.items() if type(delta).enter is not Delta.enter]
 
     def sites(self) -> Sequence[Site]:
         return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
 
     def segments(self) -> Sequence[Segment]:
         return [Segment(s.embeddings_PD, slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        assert slot_N is not None, "a bank needs a batch with slots"
+        for slot in self._entering:
+            if site.key in self._keys[slot]:
+                mine = (slot_N == slot).nonzero()[:, 0]
+                if len(mine):
+                    x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
+        return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is not None, "a bank needs a batch with slots"

@@ -1,37 +1,160 @@
-"""Full fine-tuning: every weight of the base moves.
+"""Full fine-tuning: every weight of the base moves, or every weight of chosen parts (biases: Ben Zaken et al. 2022, BitFit,
+arXiv:2106.10199; norms; the last layers; embeddings).
 
-The base itself stays as it is: the delta owns a copy of all weights in fp32 (the master), and the forward pass sees it in
-the base's own format. What is exported is what was computed with, so a bf16 base exports bf16.
+The base itself stays as it is: the delta owns a copy of what moves in fp32 (the master), and the forward pass sees it in
+the base's own format. What is exported is what was computed with, so a bf16 base exports bf16. A whole base is stored as a
+plain Hugging Face folder; chosen parts are stored alone, and answer together with the base they were taken from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
+from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method
 from tritune.models.load import Base
+from tritune.models.sites import FAMILIES
 from tritune.spec import MethodConfig, Scope, Strategy
+
+Part = Literal["bias", "norms", "layers", "embeddings", "head"]
 
 
 class Full(MethodConfig):
-    """Full fine-tuning has nothing to choose but the training itself."""
+    """Full fine-tuning, of the whole base or of parts.
+
+    parts: which weights move, one or more of "bias" (every bias term, BitFit), "norms", "layers" (everything in the layers),
+        "embeddings" (of tokens and positions; with a tied head, the head too) and "head" (where it has its own weights);
+        null: all of them.
+    top_layers: of the layers only the last so many; null: all. With parts null, embeddings stay too.
+    layer_decay: each layer learns at so many times the rate of the one behind it (ELECTRA, Clark et al. 2020,
+        arXiv:2003.10555); what stands behind the layers learns at the full rate, embeddings at the lowest. 1: all the same.
+    l2_sp: strength of the pull back to the base, this / 2 times the squared distance (Li et al. 2018, L2-SP,
+        arXiv:1802.01483); 0: none.
+    """
+
+    parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
+    top_layers: int | None = Field(default=None, ge=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    l2_sp: float = Field(default=0.0, ge=0)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.parts is None and self.top_layers is None
+
+    def chosen(self, base: Base) -> dict[str, nn.Parameter]:
+        """The base's parameters that move, by name.
+
+        Raises:
+            Mismatch: a part that this base has no weight of, or fewer layers than were asked for.
+        """
+        kinds, layers = _kinds(base), _layers(base)
+        n_layers = 1 + max(layers.values())
+        first = n_layers - (self.top_layers or n_layers)
+        reached = [name for name in kinds if layers.get(name, n_layers) >= first]
+        problems = [
+            Problem(f"part '{part}'", "no weight of this base is one")
+            for part in self.parts or ()
+            if not any(part in kinds[name] for name in reached)
+        ]
+        if first < 0:
+            problems.append(Problem("top_layers", f"{self.top_layers}, but the base has {n_layers} layers"))
+        tied = any(problem.where == "part 'head'" for problem in problems)
+        Mismatch.check(
+            f"{base.name} cannot be trained in these parts.",
+            problems,
+            hint="A tied head is its embedding: name 'embeddings'." if tied else "",
+        )
+        if self.is_whole:
+            wanted = reached
+        elif self.parts is None:
+            wanted = [name for name in reached if "embeddings" not in kinds[name]]
+        else:
+            wanted = [name for name in reached if kinds[name] & {*self.parts}]
+        own = base.parameters()
+        return {name: own[name] for name in wanted}
+
+
+def _kinds(base: Base) -> dict[str, set[str]]:
+    """Which parts each parameter belongs to. A norm is told by its weight, the only kind that is a vector."""
+    kinds: dict[str, set[str]] = {name: set() for name in base.parameters()}
+    prefix = _prefix(base)
+    head = base.model.get_output_embeddings()
+    for path, module in base.model.named_modules():
+        own = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        is_norm = "weight" in own and module.weight.ndim == 1
+        for name, full in own.items():
+            if full in kinds:  # a tied head is listed once, as the embedding it is
+                told = {
+                    "bias": name == "bias",
+                    "norms": is_norm,
+                    "layers": full.startswith(prefix),
+                    "embeddings": isinstance(module, nn.Embedding),
+                    "head": module is head,
+                }
+                kinds[full] |= {part for part, is_one in told.items() if is_one}
+    return kinds
+
+
+def _prefix(base: Base) -> str:
+    """What the names of all weights of layers begin with."""
+    return f"{FAMILIES[base.config.model_type](base.config).layers}."
+
+
+def _layers(base: Base) -> dict[str, int]:
+    """The number of each parameter's layer; parameters outside of layers are not in it."""
+    prefix = _prefix(base)
+    inside = (name for name in base.parameters() if name.startswith(prefix))
+    return {name: int(name.removeprefix(prefix).partition(".")[0]) for name in inside}
+
+
+def _steps_from_the_end(base: Base) -> dict[str, int]:
+    """0 behind the layers, 1 in the last one, ...; embeddings lie deepest."""
+    kinds, layers = _kinds(base), _layers(base)
+    n_layers = 1 + max(layers.values())
+    outside = {name: n_layers + 1 if "embeddings" in kinds[name] else 0 for name in kinds}
+    return {name: n_layers - layers[name] if name in layers else outside[name] for name in kinds}
 
 
 class FullDelta(Delta):
-    """A copy of every base weight; gradients reach the fp32 master through the cast."""
+    """A copy of every base weight that moves; gradients reach the fp32 master through the cast.
 
-    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    Args:
+        origin: the base's own weights, for the pull back to them; they are not copied.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        *,
+        origin: Mapping[str, Tensor] | None = None,
+        l2_sp: float = 0.0,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.dtype = dtype
+        self.l2_sp = l2_sp
+        self._origin = dict(origin or {})
+        self._factors = dict(factors or {})
         for name, tensor in weights.items():
             self.put(name, tensor.detach().clone())
 
     def weights(self) -> Mapping[str, Tensor]:
         return {name: master.to(self.dtype) for name, master in self.trainable().items()}
+
+    def rate_factors(self) -> Mapping[str, float]:
+        return self._factors
+
+    def penalty(self) -> Tensor | None:
+        if not self.l2_sp:
+            return None
+        distances = [(p - self._origin[name].to(p.dtype)).square().sum() for name, p in self.trainable().items()]
+        return self.l2_sp / 2 * torch.stack(distances).sum()
 
     def export(self) -> dict[str, Tensor]:
         return {name: tensor.detach().contiguous() for name, tensor in self.weights().items()}
@@ -42,19 +165,30 @@ class FullMethod(Method[Full]):
     strategy = Strategy.FULL
     scope = Scope.BASE
     Config = Full
-    summary = "every weight of the base moves"
+    summary = "every weight of the base moves, or every weight of chosen parts"
     learning_rate = 3e-5
-    variants: ClassVar = (Full(),)
+    variants: ClassVar = (
+        Full(),
+        Full(parts=("norms",), top_layers=2, layer_decay=0.5, l2_sp=0.1),
+        Full(top_layers=1),
+        Full(parts=("embeddings", "layers"), layer_decay=0.8),
+    )
+
+    def stores_base(self, config: Full) -> bool:
+        return config.is_whole
 
     def budget(self, config: Full, base: Base) -> Budget:
-        n = sum(p.numel() for p in base.parameters().values())
+        n = sum(p.numel() for p in config.chosen(base).values())
         return Budget(trained=n, stored=n, stored_bytes=n * base.dtype.itemsize)
 
     def init(self, config: Full, base: Base, rng: torch.Generator) -> Delta:
-        return FullDelta(base.parameters(), base.dtype)
+        chosen = config.chosen(base)
+        steps = _steps_from_the_end(base)
+        factors = {name: config.layer_decay ** steps[name] for name in chosen}
+        return FullDelta(chosen, base.dtype, origin=chosen, l2_sp=config.l2_sp, factors=factors)
 
     def shapes(self, config: Full, base: Base) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(p.shape) for name, p in base.parameters().items()}
+        return {name: tuple(p.shape) for name, p in config.chosen(base).items()}
 
     def _load(self, config: Full, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
         return FullDelta({name: t.to(base.device) for name, t in tensors.items()}, base.dtype)

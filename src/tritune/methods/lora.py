@@ -1,6 +1,10 @@
 """LoRA: a low-rank term beside each linear map, y = Wx + s B A x (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
 With rank-stabilised scaling s = alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732), else alpha / r.
+
+PiSSA (Meng et al. 2024, arXiv:2404.02948) and OLoRA (Büyükakyüz 2024, arXiv:2406.01775) start from a part of W itself and
+take that part out of the base: y = (W - s B0 A0) x + s B A x. Here the base stays as it is and the term is s (B A - B0 A0):
+a term of rank 2 r, which is what is exported, as PEFT converts its own. Over a bf16 base both parts are rounded.
 Shapes: r rank, D and E input and output width of a site, N packed tokens.
 """
 
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,8 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method, linear_roles, sites_of
 from tritune.models.base import LowRank, Role, Site
+from tritune.models.dtype import at_least_float32
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
@@ -30,6 +36,9 @@ class LoRA(MethodConfig):
     rank_stabilised: multiply by alpha / sqrt(rank) instead, so that large ranks learn as fast as small ones.
     dropout: share of the inputs of A set to zero while training.
     roles: linear roles to adapt ("attn.q", "mlp.down", ...); null: all that the base has.
+    ranks, alphas: rank and alpha of single roles, {"mlp.down": 16}, where they differ.
+    start: "zero": B at zero, A at random; "pissa": the largest singular values of W; "olora": the first columns of its QR
+        decomposition. The adapted base starts as the bare one in each.
     """
 
     rank: int = Field(default=8, ge=1)
@@ -37,37 +46,93 @@ class LoRA(MethodConfig):
     rank_stabilised: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     roles: tuple[Role, ...] | None = None
+    ranks: Mapping[Role, Annotated[int, Field(ge=1)]] = {}
+    alphas: Mapping[Role, Annotated[float, Field(gt=0)]] = {}
+    start: Literal["zero", "pissa", "olora"] = "zero"
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+        """Of all roles that `ranks` and `alphas` say nothing of."""
+        return self._scale(self.rank, self.alpha)
+
+    def rank_at(self, site: Site) -> int:
+        return self.ranks.get(site.role, self.rank)
+
+    def stored_rank_at(self, site: Site) -> int:
+        """Rank of what is exported: a start that is no zero stays in it."""
+        return self.rank_at(site) * (1 if self.start == "zero" else 2)
+
+    def scale_at(self, site: Site) -> float:
+        return self._scale(self.rank_at(site), self.alphas.get(site.role, self.alpha))
+
+    def _scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def sites(self, base: Base) -> tuple[Site, ...]:
-        return sites_of(base, linear_roles(base) if self.roles is None else self.roles)
+        """
+        Raises:
+            Mismatch: roles that the base lacks or that are not adapted, or ranks above what a start can fill.
+        """
+        sites = sites_of(base, linear_roles(base) if self.roles is None else self.roles)
+        adapted = {site.role for site in sites}
+        problems = [
+            Problem(f"{option}, role '{role}'", "is not adapted")
+            for option, given in (("ranks", self.ranks), ("alphas", self.alphas))
+            for role in given
+            if role not in adapted
+        ]
+        widest = {site.role: (self.rank_at(site), min(site.d_in, site.d_out)) for site in sites}
+        problems += [
+            Problem(f"rank of '{role}'", f"{rank}, but start '{self.start}' has only {most} directions")
+            for role, (rank, most) in widest.items()
+            if self.start != "zero" and rank > most
+        ]
+        Mismatch.check(f"LoRA cannot be set up so on {base.name}.", problems)
+        return sites
 
 
 class LoraDelta(Delta):
-    """A (r, D) and B (E, r) per site."""
+    """A (r, D) and B (E, r) per site.
 
-    def __init__(self, config: LoRA, sites: Sequence[Site], tensors: Mapping[str, Tensor]) -> None:
+    Args:
+        start: the A and B that training began with, where they were taken from the base: their product is subtracted.
+    """
+
+    def __init__(
+        self,
+        config: LoRA,
+        sites: Sequence[Site],
+        tensors: Mapping[str, Tensor],
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(sites)
         self.config = config
         for name, tensor in tensors.items():
             self.put(name, tensor)
+        for name, tensor in (start or {}).items():
+            self.register_buffer(f"start/{name}".replace(".", "/"), at_least_float32(tensor).clone())
+
+    def part(self, site: Site, name: str) -> Tensor:
+        """A or B with what is subtracted beside what is learned: A (2r, D), B (E, 2r) where there is a start."""
+        learned = super().part(site, name)
+        start = self._buffers.get(f"start/{site.key}.{name}".replace(".", "/"))
+        if start is None:
+            return learned
+        return torch.cat([learned, start]) if name == "A" else torch.cat([learned, -start], dim=1)
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         x_ND = F.dropout(x_ND, self.config.dropout, self.training)
         A_rD, B_Er = self.part(site, "A").to(x_ND.dtype), self.part(site, "B").to(x_ND.dtype)
-        added: Tensor = _LowRank.apply(x_ND, y_NE, A_rD, B_Er, self.config.scale)  # type: ignore[no-untyped-call]
+        added: Tensor = _LowRank.apply(x_ND, y_NE, A_rD, B_Er, self.config.scale_at(site))  # type: ignore[no-untyped-call]
         return added
 
     def low_rank(self, site: Site) -> LowRank | None:
         if self.training and self.config.dropout:
             return None
-        return LowRank(self.part(site, "A"), self.part(site, "B"), self.config.scale)
+        return LowRank(self.part(site, "A"), self.part(site, "B"), self.config.scale_at(site))
 
     def export(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.trainable().items()}
+        return {f"{s.key}.{name}": self.part(s, name).detach().clone() for name in ("A", "B") for s in self.sites()}
 
 
 class _LowRank(torch.autograd.Function):
@@ -110,28 +175,41 @@ class LoraMethod(Method[LoRA]):
     variants: ClassVar = (
         LoRA(rank=3),
         LoRA(rank=4, alpha=4.0, rank_stabilised=True, dropout=0.2, roles=(Role.ATTN_Q, Role.ATTN_V)),
-        LoRA(rank=2, roles=(Role.MLP_DOWN,)),
+        LoRA(rank=2, roles=(Role.MLP_DOWN,), start="pissa"),
+        LoRA(
+            rank=3,
+            alpha=3.0,
+            roles=(Role.ATTN_Q, Role.ATTN_V),
+            ranks={Role.ATTN_V: 1},
+            alphas={Role.ATTN_V: 0.5},
+            start="olora",
+        ),
     )
 
     def budget(self, config: LoRA, base: Base) -> Budget:
-        n = sum(config.rank * (site.d_in + site.d_out) for site in config.sites(base))
-        return Budget(trained=n, stored=n, stored_bytes=4 * n, added_flops=2 * n)
+        sites = config.sites(base)
+        trained = sum(config.rank_at(site) * (site.d_in + site.d_out) for site in sites)
+        stored = sum(config.stored_rank_at(site) * (site.d_in + site.d_out) for site in sites)
+        return Budget(trained=trained, stored=stored, stored_bytes=4 * stored, added_flops=2 * stored)
 
     def shapes(self, config: LoRA, base: Base) -> Mapping[str, tuple[int, ...]]:
         sites = config.sites(base)
-        return {f"{s.key}.A": (config.rank, s.d_in) for s in sites} | {
-            f"{s.key}.B": (s.d_out, config.rank) for s in sites
+        return {f"{s.key}.A": (config.stored_rank_at(s), s.d_in) for s in sites} | {
+            f"{s.key}.B": (s.d_out, config.stored_rank_at(s)) for s in sites
         }
 
     def init(self, config: LoRA, base: Base, rng: torch.Generator) -> Delta:
+        sites = config.sites(base)
+        if config.start != "zero":
+            start = _from_weights(config, base, sites)
+            return LoraDelta(config, sites, start, start)
         tensors = {}
         for name, shape in self.shapes(config, base).items():
             bound = 1 / math.sqrt(shape[1])  # kaiming-uniform with a = sqrt(5), as in the reference code
-            start = (
-                torch.empty(shape).uniform_(-bound, bound, generator=rng) if name.endswith(".A") else torch.zeros(shape)
-            )
-            tensors[name] = start.to(base.device)
-        return LoraDelta(config, config.sites(base), tensors)
+            random = name.endswith(".A")
+            drawn = torch.empty(shape).uniform_(-bound, bound, generator=rng) if random else torch.zeros(shape)
+            tensors[name] = drawn.to(base.device)
+        return LoraDelta(config, sites, tensors)
 
     def _load(self, config: LoRA, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
         return LoraDelta(config, config.sites(base), {n: t.to(base.device) for n, t in tensors.items()})
@@ -142,9 +220,28 @@ class LoraMethod(Method[LoRA]):
         for site in delta.sites():
             name, rows = base.weight_of(site)
             weight = merged.get(name, base.parameters()[name].detach().float())
-            term_ED = delta.config.scale * (delta.part(site, "B") @ delta.part(site, "A")).detach()
+            term_ED = delta.config.scale_at(site) * (delta.part(site, "B") @ delta.part(site, "A")).detach()
             merged[name] = rows.add_to(weight, term_ED)
         return {name: weight.to(base.dtype) for name, weight in merged.items()}
+
+
+def _from_weights(config: LoRA, base: Base, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """A and B whose scaled product is the part of each site's matrix that PiSSA or OLoRA takes out of it."""
+    own = base.parameters()
+    tensors = {}
+    for site in sites:
+        name, rows = base.weight_of(site)
+        weight_ED = at_least_float32(rows.of(own[name].detach()))
+        r = config.rank_at(site)
+        if config.start == "pissa":
+            U_EK, S_K, V_KD = torch.linalg.svd(weight_ED, full_matrices=False)
+            root_r = (S_K[:r] / config.scale_at(site)).sqrt()
+            A_rD, B_Er = root_r[:, None] * V_KD[:r], U_EK[:, :r] * root_r
+        else:
+            Q_EK, R_KD = torch.linalg.qr(weight_ED)
+            A_rD, B_Er = R_KD[:r], Q_EK[:, :r]
+        tensors[f"{site.key}.A"], tensors[f"{site.key}.B"] = A_rD.contiguous(), B_Er.contiguous()
+    return tensors
 
 
 METHOD = LoraMethod()

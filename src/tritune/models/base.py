@@ -103,15 +103,21 @@ class Edits(Protocol):
     """The only thing that changes a forward pass of a base."""
 
     def sites(self) -> Sequence[Site]:
-        """Where `edit` wants to be called; everywhere else the base is untouched."""
+        """Where `enter` and `edit` want to be called; everywhere else the base is untouched."""
         ...
 
     def segments(self) -> Sequence[Segment]:
         """Virtual tokens, at most one segment per slot. Called once per forward pass, inside the autograd graph."""
         ...
 
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        """What goes into a linear map (N, D) instead of x. Called only at linear sites that share their input with no
+        other site (q, k and v of one fused matrix do): `Rows.fused` tells which."""
+        ...
+
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
-        """The new output (N, E) of a site. `slot_N`: slot of each token, None where the batch has no slots."""
+        """The new output (N, E) of a site. `slot_N`: slot of each token, None where the batch has no slots. x is what
+        `enter` returned."""
         ...
 
     def low_rank(self, site: Site) -> LowRank | None:
@@ -136,6 +142,9 @@ class NoEdits:
 
     def segments(self) -> Sequence[Segment]:
         return ()
+
+    def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
+        return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         return y_NE

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tritune.models.base import Edits, NoEdits
+from tritune.models.base import LINEAR_ROLES, Edits, NoEdits
 from tritune.models.sites import Place
 
 
@@ -30,7 +30,7 @@ class Stream:
 
 @contextmanager
 def hooked(places: Sequence[Place], edits: Edits, stream: Stream) -> Iterator[None]:
-    """Call `edits.edit` at these places while the context is open."""
+    """Call `edits.enter` and `edits.edit` at these places while the context is open."""
     with ExitStack() as stack:
         stack.callback(stream.entered.clear)  # a forward pass that failed half-way has left its activations there
         for place in places:
@@ -42,10 +42,16 @@ def hooked(places: Sequence[Place], edits: Edits, stream: Stream) -> Iterator[No
 def _hooks(place: Place, edits: Edits, stream: Stream) -> list[RemovableHandle]:
     """At a block, what enters is remembered when it enters: by the end the layer has moved on."""
     key = place.site.key
+    may_enter = place.site.role in LINEAR_ROLES and place.columns is None
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
-        stream.entered[key] = x.reshape(-1, x.shape[-1])
+        x_ND = x.reshape(-1, x.shape[-1])
+        stream.entered[key] = edits.enter(place.site, x_ND, stream.slot_N) if may_enter else x_ND
+        if stream.entered[key] is x_ND:
+            return None
+        entering = stream.entered[key].view(x.shape)
+        return ((entering, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entering})
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         y = output[0] if isinstance(output, tuple) else output

@@ -26,7 +26,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Paths of the modules, relative to one layer. A fused module serves several roles: see `_columns`."""
+    """Paths of the modules, relative to one layer. A fused module serves several roles: see `_columns`.
+
+    `norms`: the norm that a block's sum with the stream goes through, in families that norm after the sum.
+    """
 
     layers: str
     linear: Mapping[Role, str]
@@ -34,16 +37,21 @@ class Family:
     mlp: Block
     columns: Callable[[Any, Role], Tensor] | None = None
     fused: frozenset[Role] = field(default=frozenset())
+    norms: Mapping[Role, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A site and how to reach it. `columns` (E,): which outputs of the module are the site's; None: all of them."""
+    """A site and how to reach it. `columns` (E,): which outputs of the module are the site's; None: all of them.
+
+    `norm`: at a block whose sum with the stream is normed before it goes on (OPT-350m), the module that does so.
+    """
 
     site: Site
     module: nn.Module
     entry: nn.Module  # its input is the site's x
     columns: Tensor | None = None
+    norm: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,33 @@ class Rows:
 
     columns: Tensor | None
     transposed: bool
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The site's own matrix (E, D)."""
+        stored_ED = weight.T if self.transposed else weight
+        return stored_ED if self.columns is None else stored_ED[self.columns.to(weight.device)]
+
+    @property
+    def fused(self) -> bool:
+        """Whether other sites are parts of the same matrix, and so read the same input."""
+        return self.columns is not None
+
+    def scale(self, weight: Tensor, out_E: Tensor | None = None, in_D: Tensor | None = None) -> Tensor:
+        """A new matrix: the site's own outputs times `out_E`, its inputs times `in_D`."""
+        scaled_ED = weight.T if self.transposed else weight
+        if out_E is not None:
+            scaled_ED = self.scale_outputs(scaled_ED, out_E)
+        if in_D is not None:
+            scaled_ED = scaled_ED * in_D
+        return scaled_ED.T.contiguous() if self.transposed else scaled_ED
+
+    def scale_outputs(self, values: Tensor, out_E: Tensor) -> Tensor:
+        """The same of anything whose first dimension is the outputs of the module: its matrix, its bias."""
+        factor = out_E.view(-1, *[1] * (values.ndim - 1))
+        if self.columns is None:
+            return values * factor
+        columns = self.columns.to(values.device)
+        return values.index_copy(0, columns, values[columns] * factor)
 
     def add_to(self, weight: Tensor, term_ED: Tensor) -> Tensor:
         """A new matrix: the weight with a term (E, D) added to the site's own outputs."""
@@ -162,6 +197,7 @@ def _opt(config: Any) -> Family:
         },
         attn=Block("self_attn_layer_norm" if before else "self_attn", "self_attn"),
         mlp=Block("final_layer_norm" if before else "fc1", "fc2"),
+        norms={} if before else {Role.BLOCK_ATTN: "self_attn_layer_norm", Role.BLOCK_MLP: "final_layer_norm"},
     )
 
 
@@ -213,7 +249,8 @@ def _layer_places(layer: nn.Module, index: int, family: Family, config: Any) -> 
             d = config.hidden_size
             site = Site(f"layers.{index}.{role}", role, index, d, d)
             leave, enter = (_module(layer, path, config.model_type) for path in (block.exit, block.entry))
-            places.append(Place(site, leave, enter))
+            norm = _module(layer, family.norms[role], config.model_type) if role in family.norms else None
+            places.append(Place(site, leave, enter, norm=norm))
     return places
 
 

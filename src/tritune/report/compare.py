@@ -35,6 +35,7 @@ COLUMNS: tuple[Column, ...] = (
     ("train_memory", lambda row, lang: units.size(row.train_peak_bytes, lang)),
     ("eval_memory", lambda row, lang: units.size(row.eval_peak_bytes, lang)),
     ("per_1000", lambda row, lang: units.seconds(row.seconds_per_1000_rows, lang)),
+    ("forgetting", lambda row, lang: units.signed(row.forgetting, lang)),
 )
 
 
@@ -92,7 +93,7 @@ def _terminal_cells(line: Row, lang: Lang) -> list[Text]:
         (units.size(line.stored_bytes or None, lang), units.count(line.trainable_parameters or None, lang)),
         (units.seconds(line.train_seconds, lang), units.rate(line.tokens_per_second, lang)),
         (units.size(line.train_peak_bytes, lang), units.size(line.eval_peak_bytes, lang)),
-        (units.seconds(line.seconds_per_1000_rows, lang), ""),
+        (units.seconds(line.seconds_per_1000_rows, lang), units.signed(line.forgetting, lang)),
     ]
     return [
         Text.assemble((upper, "bold" if place < 2 else ""), "\n", (lower, "dim"))

@@ -91,6 +91,12 @@ class Row:
         return max(entry.eval_peak_bytes for entry in self.entries)
 
     @property
+    def forgetting(self) -> float | None:
+        """Mean over the seeds; None where the base stays as it is."""
+        known = [entry.forgetting for entry in self.entries if entry.forgetting is not None]
+        return _mean(known) if known else None
+
+    @property
     def seconds_per_1000_rows(self) -> float:
         return _mean([entry.seconds_per_1000_rows for entry in self.entries])
 

@@ -21,8 +21,10 @@ def score(value: float | None, lang: Lang) -> str:
     return words(lang)["dash"] if value is None else number(f"{value:.3f}", lang)
 
 
-def signed(value: float, lang: Lang) -> str:
+def signed(value: float | None, lang: Lang) -> str:
     """A difference with its sign; an exact or rounded zero has none."""
+    if value is None:
+        return words(lang)["dash"]
     text = f"{value:+.3f}"
     return number(text[1:] if float(text) == 0 else text.replace("-", "\u2212"), lang)
 

@@ -31,6 +31,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "train_memory": ("Peak memory, training", "Пик памяти при обучении"),
     "eval_memory": ("Peak memory, evaluating", "Пик памяти при ответах"),
     "per_1000": ("Time per 1,000 rows", "Время на 1000 строк"),
+    "forgetting": ("Forgetting, nats per token", "Забывание, нат на токен"),
     "dash": ("–", "–"),
     "seeds_note": (
         "Scores are means over {seeds} seeds, intervals the mean of the seeds' intervals; below, the range of the "
@@ -43,10 +44,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "head_stored": ("Stored\nparameters", "Хранится\nпараметров"),
     "head_train": ("Training\ntokens/s", "Обучение\nтокенов/с"),
     "head_memory": ("Memory, train\nanswering", "Память, обуч.\nответы"),
-    "head_1000": ("1,000\nrows", "1000\nстрок"),
+    "head_1000": ("1,000 rows\nforgetting", "1000 строк\nзабывание"),
     "table_note": (
-        "Memory: peak while training and while answering. 1,000 rows: time to answer them. Parameters: trained ones.",
-        "Память: пик при обучении и при ответах. 1000 строк: время ответа на них. Параметров: обучаемых.",
+        "Memory: peak while training and while answering. 1,000 rows: time to answer them. Parameters: trained ones. "
+        "Forgetting: rise of the loss on general text, nats per token.",
+        "Память: пик при обучении и при ответах. 1000 строк: время ответа на них. Параметров: обучаемых. Забывание: "
+        "рост потерь на тексте общего содержания, нат на токен.",
     ),
     "range": ("seeds {low}–{high}", "запуски {low}–{high}"),
     "measured_on": (

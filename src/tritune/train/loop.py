@@ -25,7 +25,7 @@ from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_in
-from tritune.train.optim import adamw, rate
+from tritune.train.optim import adamw, rate, set_rate
 from tritune.train.state import Best, Facts, TrainState, grouped, optimizer_tensors, restore_optimizer
 
 
@@ -78,7 +78,7 @@ class _Trainer:
     ) -> None:
         self.training, self.peak, self.base, self.delta, self.rows, self.seed = training, peak, base, delta, rows, seed
         self.parameters = dict(delta.trainable())
-        self.optimizer = adamw(self.parameters.values(), training)
+        self.optimizer = adamw(self.parameters, training, delta.rate_factors())
         self.total = total_steps(training, rows, seed)
         self.facts = Facts()
         self.curve: list[CurvePoint] = []
@@ -113,8 +113,7 @@ class _Trainer:
         loss = self._backward(micro_batches, n_targets, step)
         norm = self._clip(step)
         learning_rate = rate(self.training, self.peak, step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.facts = self.facts.model_copy(
@@ -128,6 +127,7 @@ class _Trainer:
         return self._event("step", train_loss=loss, learning_rate=learning_rate, gradient_norm=norm)
 
     def _backward(self, micro_batches: Sequence[Sequence[int]], n_targets: int, step: int) -> float:
+        """Leaves the gradients; returns the rows' loss. A penalty is no part of it, so that curves can be compared."""
         total = 0.0
         for members in micro_batches:
             loss = batch_loss(self.base, training_batch([self.rows[i] for i in members])) / n_targets
@@ -140,6 +140,9 @@ class _Trainer:
                     "A lower learning rate usually helps."
                 )
             loss.backward()  # type: ignore[no-untyped-call]
+        penalty = self.delta.penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
         return total
 
     def _clip(self, step: int) -> float:

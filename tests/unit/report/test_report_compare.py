@@ -12,6 +12,7 @@ from rich.console import Console
 from tritune.evaluate.record import Comparison, Entry, Pair
 from tritune.report.compare import advice, markdown, recommendation, table
 from tritune.report.rows import pair_of, rows
+from tritune.report.words import words
 
 
 def printed(comparison: Comparison, lang: str = "en", width: int = 80) -> str:
@@ -52,6 +53,18 @@ def test_the_table_fits_a_terminal_and_loses_nothing(made: Callable[..., Any], l
     for method in ("zero-shot", "few-shot", "full", "ptuning", "bottleneck", "lora"):
         assert method in shown
     assert ("9.77 MB" if lang == "en" else "9,77 МБ") in shown.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(("lang", "said"), [("en", "+0.050"), ("ru", "+0,050")])
+def test_forgetting_is_shown_for_what_was_trained(made: Callable[..., Any], lang: Any, said: str) -> None:
+    """The mean over seeds of a rise that may be a fall; a dash where the base stays as it is."""
+    found = made(["zero-shot", "full"], seeds=3).comparison
+    assert [row.forgetting for row in rows(found)] == [None, pytest.approx(0.05)]
+    assert said in printed(found, lang)
+    table = [line.split("|") for line in markdown(found, lang).splitlines() if line.startswith("|")]
+    column = next(i for i, cell in enumerate(table[0]) if words(lang)["forgetting"] in cell)
+    cells = [line[column].strip() for line in table[2:4]]
+    assert cells == ["–", said]
 
 
 def test_baselines_come_first_whatever_the_order_of_the_record(made: Callable[..., Any]) -> None:

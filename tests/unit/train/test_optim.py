@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tritune.run import Training
-from tritune.train.optim import adamw, rate
+from tritune.train.optim import adamw, rate, set_rate
 
 
 def rates(schedule: str, total: int, warmup: float, peak: float = 1.0) -> list[float]:
@@ -53,8 +53,22 @@ def test_it_rises_then_falls_and_stays_within_the_peak(schedule: str, total: int
 def test_the_optimizer_is_adamw_with_decoupled_decay() -> None:
     """A parameter without gradient signal shrinks by rate x decay and by nothing else."""
     parameter = nn.Parameter(torch.tensor([2.0, -4.0]))
-    optimizer = adamw([parameter], Training(weight_decay=0.1))
-    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer = adamw({"p": parameter}, Training(weight_decay=0.1))
+    set_rate(optimizer, 0.5)
     parameter.grad = torch.zeros(2)
     optimizer.step()
     torch.testing.assert_close(parameter.data, torch.tensor([2.0, -4.0]) * (1 - 0.5 * 0.1))
+
+
+def test_every_group_learns_at_its_factor_of_the_rate() -> None:
+    """AdamW's first step is the rate itself, whatever the gradient."""
+    parameters = {name: nn.Parameter(torch.zeros(3)) for name in "abcd"}
+    optimizer = adamw(parameters, Training(), {"a": 0.5, "c": 0.5, "d": 0.1})
+    set_rate(optimizer, 0.2)
+    for parameter in parameters.values():
+        parameter.grad = torch.tensor([1.0, -3.0, 0.2])
+    optimizer.step()
+    for name, factor in {"a": 0.5, "b": 1.0, "c": 0.5, "d": 0.1}.items():
+        torch.testing.assert_close(
+            parameters[name].data, -0.2 * factor * torch.tensor([1.0, -1.0, 1.0]), rtol=1e-5, atol=0
+        )

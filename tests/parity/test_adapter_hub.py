@@ -1,0 +1,129 @@
+"""Bottleneck adapters against adapter-hub's own package, recorded in its own environment: logits and gradients.
+
+`record_adapter_hub.py` says how the recording is made. Six families, one of them post-norm; every option that both have.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.oracles import packed_logits
+from tests.parity.adapter_hub import CASES, MODELS, SEEN, adapter_value, base_value, rows, weights
+from tritune.errors import Mismatch
+from tritune.methods.bottleneck import METHOD, Bottleneck
+from tritune.models.base import NoEdits
+from tritune.models.load import Base
+from tritune.models.probe import probe
+from tritune.models.tiny import byte_tokenizer
+from tritune.spec import Digests
+
+RECORDED = load_file(Path(__file__).with_name("adapter_hub.safetensors"))
+CELLS = [(model, case) for model, cases in SEEN.items() for case in cases]
+
+
+@cache
+def base_named(name: str) -> Base:
+    kind, options = MODELS[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(base_value(parameter_name, tuple(parameter.shape)))
+    base = Base(model, byte_tokenizer(), name, Digests(weights=name, config=name, tokenizer=name))
+    probe(base)
+    return base
+
+
+def config_of(case: str) -> Bottleneck:
+    """adapter-hub's options in our words."""
+    preset, changes = CASES[case]
+    own: dict[str, Any] = dict(changes)
+    if "non_linearity" in own:
+        own["nonlinearity"] = own.pop("non_linearity")
+    if own.pop("output_adapter", None) is False:
+        own["blocks"] = ("attn",)
+    own["leave_out"] = tuple(own.pop("leave_out", ()))
+    return Bottleneck(preset=preset, **own)  # type: ignore[arg-type]
+
+
+def test_the_recording_is_of_these_cases() -> None:
+    assert set(RECORDED) == {f"{model}/{case}/{what}" for model, case in CELLS for what in ("logits", "gradients")}
+
+
+@pytest.mark.parametrize(("model", "case"), CELLS)
+def test_bottleneck_is_adapter_hubs(model: str, case: str) -> None:
+    base, config = base_named(model), config_of(case)
+    tensors = {name: adapter_value(name, shape) for name, shape in METHOD.shapes(config, base).items()}
+    delta = METHOD.load(config, base, tensors).eval()
+    with base.bind(delta):
+        logits = packed_logits(base, rows())
+        sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()  # type: ignore[union-attr]
+    with torch.no_grad(), base.bind(NoEdits()):
+        bare = torch.cat(packed_logits(base, rows()))
+    wanted = RECORDED[f"{model}/{case}/logits"]
+    assert not torch.allclose(bare, wanted, atol=1e-2), "the adapters make a difference"
+    torch.testing.assert_close(torch.cat(logits), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    trained = delta.trainable()
+    sizes = [trained[name].numel() for name in sorted(trained)]
+    recorded = RECORDED[f"{model}/{case}/gradients"]
+    assert sum(sizes) == len(recorded), "as many numbers as adapter-hub trains"
+    assert float(recorded.abs().max()) > 0.1
+    for name, theirs in zip(sorted(trained), recorded.split(sizes), strict=True):
+        gradient = trained[name].grad
+        assert gradient is not None, name
+        size = max(float(theirs.abs().max()), 1e-3)  # behind relu, a narrow adapter may have nothing to learn
+        torch.testing.assert_close(
+            gradient.flatten(),
+            theirs,
+            rtol=1e-4,
+            atol=1e-4 * size,
+            msg=lambda m, n=name: f"{n}: {m}",  # type: ignore[misc]
+        )
+
+
+def test_presets_are_filled_in_and_may_be_changed() -> None:
+    config = Bottleneck(preset="scaled_par_bn", reduction_factor=4.0)
+    assert (config.placement, config.scaling, config.reduction_factor, config.init) == ("par", "learned", 4.0, "zero")
+    assert Bottleneck.read(config.model_dump(mode="json"), "here") == config
+    assert Bottleneck(preset="seq_bn").reduction_factor == 16.0
+    with pytest.raises(Mismatch, match="preset"):
+        Bottleneck.read({"preset": "houlsby"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"placement": "par", "residual_before_ln": False}, "residual_before_ln"),
+        ({"placement": "par", "original_ln_before": True}, "original_ln_before"),
+        ({"placement": "double_seq", "residual_before_ln": "post_add"}, "goes with original_ln_before"),
+        ({"reduction_factor": {"first": 2.0}}, "'first'"),
+        ({"reduction_factor": {"0": 0.0}}, "greater than 0"),
+        ({"reduction_factor": -1.0}, "greater than 0"),
+        ({"blocks": []}, "blocks"),
+        ({"scaling": "4"}, "scaling"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(document: dict[str, object], said: str) -> None:
+    with pytest.raises(Mismatch, match=said):
+        Bottleneck.read(document, "here")
+
+
+def test_what_does_not_fit_the_base_is_listed_at_once() -> None:
+    base = base_named("llama")
+    config = Bottleneck(reduction_factor={"0": 2.0, "7": 2.0}, leave_out=(1, 9), residual_before_ln="post_add")
+    with pytest.raises(Mismatch) as caught:
+        config.sites(base)
+    places = [problem.where for problem in caught.value.problems]
+    assert places == [
+        "leave_out, layer 9", "reduction_factor, layer 7", "reduction_factor, layer 2", "residual_before_ln",
+    ]  # fmt: skip
+    with pytest.raises(Mismatch, match="no layer with an adapter"):
+        Bottleneck(leave_out=(0, 1, 2)).sites(base)
+    with pytest.raises(Mismatch, match="norms after the sum"):
+        Bottleneck(original_ln_after=False).sites(base_named("opt-post-norm"))

@@ -1,0 +1,140 @@
+"""Full fine-tuning of parts: which weights move, how fast, and what pulls them back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.laws.conftest import training_rows
+from tests.oracles import base_of
+from tritune.errors import Mismatch
+from tritune.methods.base import Delta
+from tritune.methods.full import METHOD, Full
+from tritune.models.load import Base
+from tritune.run import Training
+from tritune.train.loop import train
+
+SHORT = Training(epochs=2.0, batch_tokens=60, warmup=0.0, schedule="constant", evaluations=0, clip=None)
+
+
+def fresh(config: Full, base: Base) -> Delta:
+    return METHOD.init(config, base, torch.Generator())
+
+
+def trained(config: Full, base: Base, rate: float = 1e-2) -> Delta:
+    delta = fresh(config, base)
+    for _ in train(SHORT, base, delta, training_rows(), learning_rate=rate, seed=0):
+        pass
+    return delta
+
+
+def distance(delta: Delta, base: Base) -> float:
+    own = base.parameters()
+    return float(sum((p - own[name]).square().sum() for name, p in delta.trainable().items()).detach() ** 0.5)  # type: ignore[union-attr]
+
+
+# --- which weights ---
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama", "gpt2", "gpt-neox", "opt", "opt-post-norm", "qwen3", "gemma2"])
+def test_the_parts_are_what_they_are_called(name: str) -> None:
+    base = base_of(name)
+    own = base.parameters()
+    norms = set(fresh(Full(parts=("norms",)), base).trainable())
+    assert norms == {n for n in own if ("norm" in n or ".ln_" in n) and own[n].ndim == 1}
+    embeddings = set(fresh(Full(parts=("embeddings",)), base).trainable())
+    assert embeddings == {n for n in own if "embed" in n or ".wte" in n or ".wpe" in n}
+    layers = set(fresh(Full(parts=("layers",)), base).trainable())
+    assert layers == {n for n in own if any(f".{i}." in n for i in range(3))}
+    assert set(fresh(Full(), base).trainable()) == set(own)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "opt", "qwen2"])
+def test_bitfit_moves_every_bias_and_nothing_else(name: str) -> None:
+    base = base_of(name)
+    assert set(fresh(Full(parts=("bias",)), base).trainable()) == {n for n in base.parameters() if n.endswith(".bias")}
+
+
+def test_top_layers_leave_what_lies_below() -> None:
+    base = base_of("llama")
+    chosen = set(fresh(Full(top_layers=2), base).trainable())
+    below = {n for n in base.parameters() if "embed" in n or ".layers.0." in n}
+    assert chosen == set(base.parameters()) - below
+    assert "lm_head.weight" in chosen
+    assert "lm_head.weight" not in fresh(Full(top_layers=2), base_of("llama-tied")).trainable()
+    norms = set(fresh(Full(parts=("norms",), top_layers=1), base).trainable())
+    assert norms == {f"model.layers.2.{n}.weight" for n in ("input_layernorm", "post_attention_layernorm")} | {
+        "model.norm.weight"
+    }
+
+
+def test_parts_that_are_not_there_are_named_at_once() -> None:
+    with pytest.raises(Mismatch) as caught:
+        fresh(Full(parts=("bias", "head", "norms"), top_layers=4), base_of("llama-tied"))
+    assert [p.where for p in caught.value.problems] == ["part 'bias'", "part 'head'", "top_layers"]
+    assert "tied" in str(caught.value)
+
+
+# --- layer by layer ---
+
+
+def test_each_layer_learns_slower_than_the_one_behind_it() -> None:
+    base = base_of("llama")
+    factors = fresh(Full(layer_decay=0.5), base).rate_factors()
+    assert set(factors) == set(base.parameters())
+    assert factors["lm_head.weight"] == factors["model.norm.weight"] == 1.0
+    by_layer = [{f for n, f in factors.items() if f".layers.{i}." in n} for i in range(3)]
+    assert by_layer == [{0.125}, {0.25}, {0.5}]
+    assert factors["model.embed_tokens.weight"] == 0.0625
+
+
+def test_the_loop_honours_the_factors() -> None:
+    """After one step of AdamW every weight with a gradient has moved by its own rate."""
+    base = base_of("llama-tied")
+    delta = fresh(Full(layer_decay=0.5), base)
+    one = SHORT.model_copy(update={"epochs": 0.01})
+    list(train(one, base, delta, training_rows(), learning_rate=1e-2, seed=0))
+    own = base.parameters()
+    for name, p in delta.trainable().items():
+        moved = (p - own[name]).abs()
+        assert float(moved.max().detach()) == pytest.approx(1e-2 * delta.rate_factors()[name], rel=1e-2), name
+
+
+# --- towards the base ---
+
+
+def test_the_penalty_is_half_the_strength_times_the_squared_distance() -> None:
+    base = base_of("llama-tied")
+    delta = fresh(Full(l2_sp=0.3), base)
+    start = delta.penalty()
+    assert start is not None
+    assert float(start.detach()) == 0.0
+    with torch.no_grad():
+        for p in delta.trainable().values():
+            p += 0.01 * torch.randn_like(p)
+    penalty = delta.penalty()
+    assert penalty is not None
+    assert float(penalty.detach()) == pytest.approx(0.15 * distance(delta, base) ** 2, rel=1e-5)
+    penalty.backward()  # type: ignore[no-untyped-call]
+    for name, p in delta.trainable().items():
+        torch.testing.assert_close(p.grad, 0.3 * (p - base.parameters()[name]).detach())
+    assert fresh(Full(), base).penalty() is None
+
+
+def test_the_pull_keeps_training_near_the_base() -> None:
+    base = base_of("llama-tied")
+    distances = [distance(trained(Full(l2_sp=strength), base, rate=3e-3), base) for strength in (0.0, 0.1, 10.0)]
+    assert distances[2] < 0.7 * distances[0]
+    assert distances[2] < distances[1] < distances[0]
+
+
+def test_micro_batches_take_the_penalty_once() -> None:
+    base = base_of("llama-tied")
+    results = []
+    for tokens, accumulate in ((10**6, 1), (60, 100)):
+        training = SHORT.model_copy(update={"batch_tokens": tokens, "accumulate": accumulate, "epochs": 3.0})
+        delta = fresh(Full(parts=("norms",), l2_sp=5.0), base)
+        list(train(training, base, delta, training_rows(), learning_rate=1e-3, seed=0))
+        results.append(delta.export())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-3, atol=1e-5)
