@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("evaluate", "train"),
     ("report",),
     ("adaptation",),
+    ("exchange",),
     ("adapt",),
     ("compare",),
     ("recipes",),
