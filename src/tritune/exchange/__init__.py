@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: name -> the module whose `FORMAT` it is
 FORMATS: dict[str, str] = {
     "peft": "tritune.exchange.peft",
+    "adapters": "tritune.exchange.adapter_hub",
+    "merged": "tritune.exchange.merged",
 }
 
 

@@ -17,7 +17,7 @@ from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LinearModule:
     """A linear module of the base.
 

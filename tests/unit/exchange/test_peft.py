@@ -301,11 +301,13 @@ def test_a_type_nobody_knows(kind: object, tmp_path: Path) -> None:
     assert set(refused(tmp_path, base)) == {"peft_type"}
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_the_older_pickle_form_is_read_as_tensors_alone(tmp_path: Path) -> None:
     base = base_of("llama-tied")
-    PEFT.write(adapted(base, LoRA(rank=3)), tmp_path)
-    (tmp_path / TENSORS).rename(tmp_path / "adapter_model.bin")
-    assert set(refused(tmp_path, base)) == {"adapter_model.bin"}
+    mine = adapted(base, LoRA(rank=3))
+    PEFT.write(mine, tmp_path)
+    torch.save(load_file(tmp_path / TENSORS), tmp_path / "adapter_model.bin")
+    (tmp_path / TENSORS).unlink()
+    assert_same_tensors(PEFT.read(tmp_path, base).tensors, mine.delta.export())
 
 
 def test_an_adaptation_that_matches_nothing_is_an_error(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from tritune.exchange.format import Format, Incoming
 from tritune.exchange.peft.codec import Codec, common
 from tritune.exchange.peft.lora import LoraCodec
 from tritune.exchange.peft.prompt import PromptCodec
+from tritune.exchange.weights import read_weights
 from tritune.models.load import Base
-from tritune.store.files import read_json, read_tensors, write_json, write_tensors
+from tritune.store.files import read_json, write_json, write_tensors
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -54,10 +55,7 @@ class Peft(Format):
         if codec is None:
             known = ", ".join(name for each in CODECS for name in each.types)
             raise Mismatch(f"{folder} cannot be imported.", [Problem("peft_type", f"{kind!r}, known: {known}")])
-        if not (folder / TENSORS).is_file() and (folder / PICKLE).is_file():
-            advice = "Pickle files can run code. Save it again with PEFT's save_pretrained(safe_serialization=True)."
-            raise Mismatch(f"{folder} cannot be imported.", [Problem(PICKLE, "is a pickle file")], advice)
-        return codec.decode(config, read_tensors(folder / TENSORS), base, str(folder))
+        return codec.decode(config, read_weights(folder, TENSORS, PICKLE), base, str(folder))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -79,18 +79,3 @@ def key_problems(config: Mapping[str, Any], read: Collection[str], idle: Collect
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         found.append(Problem("config key 'task_type'", f"is {config['task_type']!r}, expected 'CAUSAL_LM'"))
     return found
-
-
-def tensor_problems(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
-    """Missing, surplus, misshapen and non-finite tensors, by PEFT's names."""
-    found = [Problem(name, "missing") for name in shapes if name not in tensors]
-    for name, tensor in tensors.items():
-        if name not in shapes:
-            found.append(Problem(name, "no module of this base and this config has it"))
-        elif tuple(tensor.shape) != shapes[name]:
-            found.append(Problem(name, f"has shape {tuple(tensor.shape)}, expected {shapes[name]}"))
-        elif not tensor.is_floating_point():
-            found.append(Problem(name, f"holds {tensor.dtype}, expected numbers of 16 or 32 bits"))
-        elif not bool(tensor.isfinite().all()):
-            found.append(Problem(name, "holds values that are not finite"))
-    return found

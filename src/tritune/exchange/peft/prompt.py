@@ -13,7 +13,8 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Incoming
-from tritune.exchange.peft.codec import Codec, key_problems, tensor_problems
+from tritune.exchange.peft.codec import Codec, key_problems
+from tritune.exchange.problems import tensor_problems
 from tritune.methods.ptuning import LSTM_LAYERS, PTuning
 from tritune.models.load import Base
 
