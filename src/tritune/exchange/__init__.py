@@ -19,6 +19,8 @@ FORMATS: dict[str, str] = {
     "peft": "tritune.exchange.peft",
     "adapters": "tritune.exchange.adapter_hub",
     "merged": "tritune.exchange.merged",
+    "gguf": "tritune.exchange.gguf.model",
+    "gguf-lora": "tritune.exchange.gguf.lora",
 }
 
 

@@ -14,12 +14,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from tritune.adaptation import Adaptation
-from tritune.errors import Mismatch
+from tritune.errors import Mismatch, TrituneError
 from tritune.models.load import Base
 from tritune.spec import MethodConfig
 
 #: scripts that run the reference libraries, each in a process of its own
 SCRIPTS = Path(__file__).parent / "reference"
+
+
+#: what float32 sums in another order may differ by, as a share of the largest logit
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,10 @@ class Incoming:
     config: MethodConfig
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+
+
+class Absent(TrituneError):
+    """What the reference library needs is not there, itself included; nothing was compared."""
 
 
 class Format(ABC):
@@ -47,6 +55,18 @@ class Format(ABC):
             Mismatch: this adaptation has no exact form there; says why.
             NotMergeable: the format holds whole bases, and the method cannot become one.
         """
+
+    def bound(self, base: Base) -> float:
+        """Largest difference of logits that counts as equal, as a share of the largest logit; both sides in float32."""
+        return ROUNDING
+
+    def base_for_reference(self, base: Base, folder: Path) -> Path:
+        """Where the reference finds the base; `folder` is its Hugging Face folder.
+
+        Raises:
+            Absent: the reference needs the base in a form that is not there.
+        """
+        return folder
 
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is in this format."""

@@ -11,9 +11,10 @@ from pathlib import Path, PurePath
 from tritune.adaptation import Adaptation, Origin
 from tritune.errors import Mismatch, Problem
 from tritune.exchange import recognise
-from tritune.exchange.format import Format
+from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import Sidecar, files_of, read_sidecar
-from tritune.exchange.verify import Absent, Verdict, sample_rows, verify_with_reference
+from tritune.exchange.verify import Verdict, sample_rows
+from tritune.exchange.verify import verify as verified
 from tritune.models.load import Base
 from tritune.run import Training
 from tritune.spec import digest
@@ -73,17 +74,16 @@ def import_folder(
     assert known is not None
     origin = Origin(Training(), 0.0, 0, 0, {f"imported from {found.name}": digest(files_of(place))})
     adaptation = Adaptation(base, known, incoming.config, incoming.tensors, origin)
-    verdict = _verdict(found.script, place, adaptation, python) if verify else None
+    verdict = _verdict(found, place, adaptation, python) if verify else None
     if verdict is not None and not verdict.holds:
         raise Mismatch(f"{place} answers differently here than where it comes from: {verdict}.")
     return Imported(adaptation, found.name, incoming.notes, verdict)
 
 
-def _verdict(script: str, folder: Path, adaptation: Adaptation, python: str | None) -> Verdict | None:
-    base = adaptation.base
-    rows = sample_rows(base, adaptation.method.virtual_tokens(adaptation.config))
+def _verdict(found: Format, folder: Path, adaptation: Adaptation, python: str | None) -> Verdict | None:
+    rows = sample_rows(adaptation.base, adaptation.method.virtual_tokens(adaptation.config))
     try:
-        return verify_with_reference(script, folder, base, adaptation.delta, rows, python)
+        return verified(found, folder, adaptation, rows, python)
     except Absent:
         if python is not None:
             raise

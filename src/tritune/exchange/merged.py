@@ -7,8 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from tritune.adaptation import Adaptation
 from tritune.exchange.format import Format
+from tritune.models.load import Base
+
+#: largest difference, as a share of the largest logit, where the merged weights are stored in bfloat16
+ROUNDED_SUMS = 5e-2
 
 
 class Merged(Format):
@@ -20,6 +26,10 @@ class Merged(Format):
         base = adaptation.base
         merged = adaptation.method.merge(adaptation.delta, base)
         base.save_pretrained(folder, {**base.parameters(), **merged})
+
+    def bound(self, base: Base) -> float:
+        """Sums rounded to bfloat16 are no longer what was trained; how far off they are is told."""
+        return super().bound(base) if base.dtype is torch.float32 else ROUNDED_SUMS
 
 
 FORMAT = Merged()

@@ -12,18 +12,9 @@ from pathlib import Path
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange import format_named
-from tritune.exchange.format import Format
+from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import write_sidecar
-from tritune.exchange.verify import (
-    Absent,
-    Verdict,
-    compare,
-    logits_of,
-    sample_rows,
-    verify_with_reference,
-)
-from tritune.methods import method_of
-from tritune.models.base import NoEdits
+from tritune.exchange.verify import Verdict, sample_rows, verify, verify_by_ourselves
 from tritune.store.files import publish, staging
 
 
@@ -78,18 +69,9 @@ def _verdict(
     chosen: Format, adaptation: Adaptation, folder: Path, rows: Sequence[Sequence[int]], python: str | None
 ) -> Verdict:
     """By the reference library; where that is not installed, by our own importer."""
-    base, delta = adaptation.base, adaptation.delta
     try:
-        return verify_with_reference(chosen.script, folder, base, delta, rows, python)
+        return verify(chosen, folder, adaptation, rows, python)
     except Absent as absent:
         if python is not None:
             raise
-        incoming = chosen.read(folder, base)
-        again = method_of(incoming.config).load(incoming.config, base, incoming.tensors).eval()
-        return compare(
-            logits_of(base, delta, rows),
-            logits_of(base, again, rows),
-            logits_of(base, NoEdits(), rows),
-            f"tritune's own importer ({absent})",
-            base.dtype_name,
-        )
+        return verify_by_ourselves(chosen, folder, adaptation, rows, str(absent))

@@ -1,6 +1,8 @@
 """An exchanged folder answers as the live adaptation does, or it does not count: logits compared on a few rows.
 
 The other side answers in a process of its own, through its own library, from the files alone; it never sees our code.
+Both sides compute in float32, whatever the base is used in: in bfloat16 rounding alone moves a logit of 40 by more than 1,
+and what was forgotten could hide behind it.
 Shapes: T tokens of a row, V vocabulary.
 """
 
@@ -19,14 +21,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tritune.errors import Mismatch, TrituneError
-from tritune.exchange.format import SCRIPTS
+from tritune.adaptation import Adaptation
+from tritune.errors import Mismatch
+from tritune.exchange.format import SCRIPTS, Absent, Format
+from tritune.methods import method_of
 from tritune.models.base import Batch, Edits, NoEdits, Span
-from tritune.models.load import Base
+from tritune.models.load import Base, load_base
 from tritune.store.files import read_tensors
-
-#: largest difference of logits that counts as equal, as a share of the largest logit
-BOUNDS = {"float32": 1e-4, "bfloat16": 5e-2}
 
 #: what is compared on, where the user has no rows at hand: short and long, several scripts, digits, code
 SAMPLE = (
@@ -80,10 +81,6 @@ class Verdict:
         )
 
 
-class Absent(TrituneError):
-    """The reference library is not installed; nothing was compared."""
-
-
 def sample_rows(base: Base, virtual: int = 0) -> list[list[int]]:
     """Token ids of the sample, cut to what the base takes behind so many virtual tokens."""
     room = base.max_positions - virtual
@@ -102,27 +99,29 @@ def logits_of(base: Base, edits: Edits, rows: Sequence[Sequence[int]]) -> list[T
 
 
 def reference_logits(
-    script: str, folder: Path, base: Base, rows: Sequence[Sequence[int]], python: str | None = None
+    script: str, folder: Path, base: Path, rows: Sequence[Sequence[int]], device: str, python: str | None = None
 ) -> tuple[list[Tensor], str]:
     """Logits (T, V) of every row by the reference library, and what it calls itself.
 
     Args:
         script: name of a file in `reference/`.
         folder: what was exported, or is to be imported.
+        base: folder of its base.
         python: an interpreter that has the library; None: this one.
 
     Raises:
         Absent: the library is not installed there.
         Mismatch: it could not read the folder; with what it said.
     """
-    with tempfile.TemporaryDirectory(prefix="tritune-") as scratch, _folder_of(base) as base_folder:
+    with tempfile.TemporaryDirectory(prefix="tritune-") as scratch:
+        out = Path(scratch) / "logits.safetensors"
         job = {
             "folder": str(folder.absolute()),
-            "base": str(base_folder),
+            "base": str(base),
             "rows": [list(map(int, row)) for row in rows],
-            "dtype": base.dtype_name,
-            "device": str(base.device),
-            "out": str(Path(scratch) / "logits.safetensors"),
+            "dtype": "float32",
+            "device": device,
+            "out": str(out),
         }
         path = Path(scratch) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
@@ -140,22 +139,30 @@ def reference_logits(
         if done.returncode:
             said = "\n".join(done.stderr.strip().splitlines()[-8:])
             raise Mismatch(f"The reference library could not read {folder}; it said:\n{said}")
-        found = read_tensors(Path(job["out"]))  # type: ignore[arg-type]
+        found = read_tensors(out)
         return [found[str(i)] for i in range(len(rows))], done.stdout.strip().splitlines()[-1]
 
 
 @contextmanager
-def _folder_of(base: Base) -> Iterator[Path]:
-    """Where the reference finds the base; one made in memory is written for it."""
-    if base.folder is not None:
-        yield base.folder
+def in_float32(base: Base) -> Iterator[tuple[Base, Path]]:
+    """The base in float32, and the folder where a reference finds the same weights; one made in memory is written."""
+    if base.located is not None:
+        folder = base.located.folder
+        yield (base if base.dtype is torch.float32 else _reloaded(base, folder)), folder
         return
-    with tempfile.TemporaryDirectory(prefix="tritune-base-") as folder:
-        base.save_pretrained(Path(folder), base.parameters())
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="tritune-base-") as scratch:
+        folder = Path(scratch)
+        base.save_pretrained(folder, base.parameters())
+        yield (base if base.dtype is torch.float32 else _reloaded(base, folder)), folder
 
 
-def compare(live: Sequence[Tensor], theirs: Sequence[Tensor], bare: Sequence[Tensor], by: str, dtype: str) -> Verdict:
+def _reloaded(base: Base, folder: Path) -> Base:
+    again = load_base(folder, dtype="float32", device=str(base.device))
+    again.name, again.digests = base.name, base.digests
+    return again
+
+
+def compare(live: Sequence[Tensor], theirs: Sequence[Tensor], bare: Sequence[Tensor], by: str, bound: float) -> Verdict:
     """The verdict on two answers to the same rows; `bare`: the base's own."""
     return Verdict(
         by=by,
@@ -164,7 +171,7 @@ def compare(live: Sequence[Tensor], theirs: Sequence[Tensor], bare: Sequence[Ten
         difference=_furthest(live, theirs),
         largest=max(float(row.abs().max()) for row in live),
         effect=_furthest(live, bare),
-        bound=BOUNDS[dtype],
+        bound=bound,
     )
 
 
@@ -177,19 +184,41 @@ def _furthest(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return max((gap if gap == gap else float("inf")) for gap in gaps)
 
 
-def verify_with_reference(
-    script: str,
-    folder: Path,
-    base: Base,
-    edits: Edits,
-    rows: Sequence[Sequence[int]],
-    python: str | None = None,
+def verify(
+    chosen: Format, folder: Path, adaptation: Adaptation, rows: Sequence[Sequence[int]], python: str | None = None
 ) -> Verdict:
-    """The verdict of the reference library on a folder.
+    """The verdict of the format's reference library on a folder.
 
     Raises:
         Absent: it is not installed.
         Mismatch: it could not read the folder.
     """
-    theirs, by = reference_logits(script, folder, base, rows, python)
-    return compare(logits_of(base, edits, rows), theirs, logits_of(base, NoEdits(), rows), by, base.dtype_name)
+    with in_float32(adaptation.base) as (base, place):
+        where = chosen.base_for_reference(adaptation.base, place)
+        theirs, by = reference_logits(chosen.script, folder, where, rows, str(base.device), python)
+        live, bare = own_logits(adaptation, base, rows)
+    return compare(live, theirs, bare, by, chosen.bound(adaptation.base))
+
+
+def verify_by_ourselves(
+    chosen: Format, folder: Path, adaptation: Adaptation, rows: Sequence[Sequence[int]], why: str
+) -> Verdict:
+    """The verdict of our own importer, where the reference is not installed.
+
+    Raises:
+        Mismatch: the format cannot be read, or this folder not.
+    """
+    with in_float32(adaptation.base) as (base, _):
+        incoming = chosen.read(folder, base)
+        again = method_of(incoming.config).load(incoming.config, base, incoming.tensors).eval()
+        live, bare = own_logits(adaptation, base, rows)
+        theirs = logits_of(base, again, rows)
+    return compare(live, theirs, bare, f"tritune's own importer ({why})", chosen.bound(adaptation.base))
+
+
+def own_logits(adaptation: Adaptation, base: Base, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits of the live adaptation on this form of its base, and of the bare base."""
+    delta = adaptation.delta
+    if base is not adaptation.base:
+        delta = adaptation.method.load(adaptation.config, base, delta.export()).eval()
+    return logits_of(base, delta, rows), logits_of(base, NoEdits(), rows)

@@ -49,7 +49,7 @@ class Base:
         self.tokenizer = tokenizer
         self.name = name
         self.digests = digests
-        self.folder: Path | None = None  # where transformers finds the same weights; None: made in memory
+        self.located: Located | None = None  # where its files are; None: made in memory
         self.places: tuple[Place, ...] = find_places(model, model.config)
         self._edits: Edits = NoEdits()
         self._stream = Stream()
@@ -229,7 +229,7 @@ def load_base(
     )
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
-    base.folder = located.folder
+    base.located = located
     probe(base)
     return base
 

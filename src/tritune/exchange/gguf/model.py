@@ -1,0 +1,94 @@
+"""A merged model as a GGUF file, for a base that came from one: its header and tokenizer are taken over as they are.
+
+Weights that the adaptation changed are written in float32, all others with the bytes they had. Only written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tritune.adaptation import Adaptation
+from tritune.errors import Mismatch, Problem
+from tritune.exchange.format import Absent, Format
+from tritune.exchange.gguf.names import ROUNDED, family_problems, names_of, rows_order, source_of
+from tritune.models.load import Base
+
+FILE = "model.gguf"
+#: header fields that a writer makes itself, or that say how all weights are stored
+_OWN = ("GGUF.", "general.architecture", "general.file_type")
+
+
+class GgufModel(Format):
+    name = "gguf"
+    reference = "llama_cpp"
+    script = "with_llama_cpp.py"
+
+    def write(self, adaptation: Adaptation, folder: Path) -> None:
+        from gguf import GGUFReader, GGUFWriter
+
+        base = adaptation.base
+        merged = adaptation.method.merge(adaptation.delta, base)
+        source = _source(base)
+        reader = GGUFReader(source)
+        changed = _changed(base, merged, {tensor.name for tensor in reader.tensors})
+        writer = GGUFWriter(folder / FILE, reader.fields["general.architecture"].contents())
+        for field in reader.fields.values():
+            if not field.name.startswith(_OWN):
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        for tensor in reader.tensors:
+            if tensor.name in changed:
+                writer.add_tensor(tensor.name, changed[tensor.name])
+            else:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    def bound(self, base: Base) -> float:
+        return ROUNDED
+
+    def base_for_reference(self, base: Base, folder: Path) -> Path:
+        return source_of(base)
+
+
+def _source(base: Base) -> Path:
+    try:
+        return source_of(base)
+    except Absent:
+        advice = "Export it with --format merged, and convert that folder with llama.cpp's convert_hf_to_gguf.py."
+        raise Mismatch(
+            f"{base.name} did not come from a GGUF file, whose header would be needed.", hint=advice
+        ) from None
+
+
+def _changed(base: Base, merged: dict[str, Tensor], there: set[str]) -> dict[str, Any]:
+    """Changed weights by llama.cpp's names, rows in its order.
+
+    Raises:
+        Mismatch: a changed weight has no place in the file.
+    """
+    problems = family_problems(base)
+    names = names_of(base) if not problems else {}
+    problems += [
+        Problem(name, "has no place in the base's GGUF file")
+        for name in merged
+        if names and names.get(name) not in there
+    ]
+    problems += [
+        Problem(name, "is a norm, which llama.cpp keeps plus one on this family")
+        for name, weight in merged.items()
+        if weight.ndim == 1 and base.config.model_type.startswith("gemma")
+    ]
+    Mismatch.check("This cannot be written as GGUF.", problems)
+    return {
+        names[name]: weight[rows_order(base, name, len(weight))].float().cpu().contiguous().numpy()
+        for name, weight in merged.items()
+    }
+
+
+FORMAT = GgufModel()
