@@ -60,13 +60,17 @@ class Format(ABC):
         """Largest difference of logits that counts as equal, as a share of the largest logit; both sides in float32."""
         return ROUNDING
 
-    def base_for_reference(self, base: Base, folder: Path) -> Path:
-        """Where the reference finds the base; `folder` is its Hugging Face folder.
+    def for_reference(self, folder: Path, base: Base, base_folder: Path, scratch: Path) -> tuple[Path, Path]:
+        """The exchanged folder and the base as the reference takes them.
+
+        Args:
+            base_folder: the base as a Hugging Face folder.
+            scratch: an empty folder for what has to be made for it.
 
         Raises:
             Absent: the reference needs the base in a form that is not there.
         """
-        return folder
+        return folder, base_folder
 
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is in this format."""

@@ -193,9 +193,12 @@ def verify(
         Absent: it is not installed.
         Mismatch: it could not read the folder.
     """
-    with in_float32(adaptation.base) as (base, place):
-        where = chosen.base_for_reference(adaptation.base, place)
-        theirs, by = reference_logits(chosen.script, folder, where, rows, str(base.device), python)
+    with (
+        in_float32(adaptation.base) as (base, place),
+        tempfile.TemporaryDirectory(prefix="tritune-reference-") as scratch,
+    ):
+        given, ground = chosen.for_reference(folder, adaptation.base, place, Path(scratch))
+        theirs, by = reference_logits(chosen.script, given, ground, rows, str(base.device), python)
         live, bare = own_logits(adaptation, base, rows)
     return compare(live, theirs, bare, by, chosen.bound(adaptation.base))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Format, Incoming
-from tritune.exchange.gguf.names import ARCHITECTURES, ROUNDED, family_problems, names_of, rows_order, source_of
+from tritune.exchange.gguf.copying import copy
+from tritune.exchange.gguf.names import ARCHITECTURES, family_problems, names_of, rows_order, source_of
 from tritune.exchange.lora_terms import alpha_of, gathered, terms_of
 from tritune.exchange.modules import LowRank, linear_modules
 from tritune.methods.lora import LoRA
@@ -51,11 +52,10 @@ class GgufLora(Format):
         writer.write_tensors_to_file()
         writer.close()
 
-    def bound(self, base: Base) -> float:
-        return ROUNDED
-
-    def base_for_reference(self, base: Base, folder: Path) -> Path:
-        return source_of(base)
+    def for_reference(self, folder: Path, base: Base, base_folder: Path, scratch: Path) -> tuple[Path, Path]:
+        """The base's weights in float32: beside quantised ones llama.cpp rounds activations too, hiding mistakes."""
+        copy(source_of(base), scratch / "base.gguf", dequantised=True)
+        return folder, scratch / "base.gguf"
 
     def read(self, folder: Path, base: Base) -> Incoming:
         from gguf import GGUFReader

@@ -13,12 +13,11 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Absent, Format
-from tritune.exchange.gguf.names import ROUNDED, family_problems, names_of, rows_order, source_of
+from tritune.exchange.gguf.copying import copy
+from tritune.exchange.gguf.names import family_problems, names_of, rows_order, source_of
 from tritune.models.load import Base
 
 FILE = "model.gguf"
-#: header fields that a writer makes itself, or that say how all weights are stored
-_OWN = ("GGUF.", "general.architecture", "general.file_type")
 
 
 class GgufModel(Format):
@@ -27,33 +26,18 @@ class GgufModel(Format):
     script = "with_llama_cpp.py"
 
     def write(self, adaptation: Adaptation, folder: Path) -> None:
-        from gguf import GGUFReader, GGUFWriter
+        from gguf import GGUFReader
 
         base = adaptation.base
         merged = adaptation.method.merge(adaptation.delta, base)
         source = _source(base)
-        reader = GGUFReader(source)
-        changed = _changed(base, merged, {tensor.name for tensor in reader.tensors})
-        writer = GGUFWriter(folder / FILE, reader.fields["general.architecture"].contents())
-        for field in reader.fields.values():
-            if not field.name.startswith(_OWN):
-                inner = field.types[-1] if len(field.types) > 1 else None
-                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-        for tensor in reader.tensors:
-            if tensor.name in changed:
-                writer.add_tensor(tensor.name, changed[tensor.name])
-            else:
-                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        there = {tensor.name for tensor in GGUFReader(source).tensors}
+        copy(source, folder / FILE, _changed(base, merged, there))
 
-    def bound(self, base: Base) -> float:
-        return ROUNDED
-
-    def base_for_reference(self, base: Base, folder: Path) -> Path:
-        return source_of(base)
+    def for_reference(self, folder: Path, base: Base, base_folder: Path, scratch: Path) -> tuple[Path, Path]:
+        """Its weights in float32: beside quantised ones llama.cpp rounds activations too, which would hide mistakes."""
+        copy(folder / FILE, scratch / FILE, dequantised=True)
+        return scratch, base_folder
 
 
 def _source(base: Base) -> Path:

@@ -26,8 +26,6 @@ ARCHITECTURES: Mapping[str, str] = {
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
 }
-#: largest difference as a share of the largest logit: llama.cpp rounds activations beside quantised weights
-ROUNDED = 5e-2
 
 
 def family_problems(base: Base) -> list[Problem]:
