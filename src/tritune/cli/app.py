@@ -13,6 +13,8 @@ from tritune.cli.compare import compare
 from tritune.cli.demo import demo
 from tritune.cli.eval import evaluate
 from tritune.cli.explain import explain
+from tritune.cli.export import export
+from tritune.cli.import_ import import_
 from tritune.cli.list import list_stored
 from tritune.cli.predict import predict
 from tritune.cli.screen import complain
@@ -70,6 +72,8 @@ app.command("eval", cls=Command)(evaluate)
 app.command("predict", cls=Command)(predict)
 app.command("list", cls=Command)(list_stored)
 app.command("show", cls=Command)(show)
+app.command("export", cls=Command)(export)
+app.command("import", cls=Command)(import_)
 app.command("explain", cls=Command)(explain)
 app.command("check", cls=Command)(check)
 

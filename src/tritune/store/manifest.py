@@ -45,14 +45,18 @@ class Manifest(Frozen):
 
 def base_misfits(manifest: Manifest, name: str, digests: Digests) -> list[Problem]:
     """How a base differs from the one an adaptation was trained on."""
-    wanted = manifest.base.digests
+    return ref_misfits(manifest.base, name, digests)
+
+
+def ref_misfits(wanted: BaseRef, name: str, digests: Digests) -> list[Problem]:
+    """How a base differs from the one that is wanted."""
     parts = (
-        ("weights", wanted.weights, digests.weights),
-        ("config", wanted.config, digests.config),
-        ("tokenizer", wanted.tokenizer, digests.tokenizer),
+        ("weights", wanted.digests.weights, digests.weights),
+        ("config", wanted.digests.config, digests.config),
+        ("tokenizer", wanted.digests.tokenizer, digests.tokenizer),
     )
     return [
-        Problem(f"{part} of the base", f"digest {found[:12]} of {name}, expected {want[:12]} of {manifest.base.name}")
+        Problem(f"{part} of the base", f"digest {found[:12]} of {name}, expected {want[:12]} of {wanted.name}")
         for part, want, found in parts
         if want != found
     ]

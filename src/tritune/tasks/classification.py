@@ -279,6 +279,34 @@ def classification(
     return Classification(spec, splits, reading.facts)
 
 
+def described(
+    labels: Sequence[str | int | bool],
+    *,
+    label_words: Mapping[str | int | bool, str] | None = None,
+    template: TemplateSpec | str | None = None,
+    text: str = "text",
+    label: str = "label",
+) -> Classification:
+    """A classification task without rows, from its description alone: enough to predict.
+
+    Args:
+        labels, label_words, template, text, label: as for `classification`.
+
+    Raises:
+        BadData, Mismatch: they do not fit each other.
+    """
+    chosen = _template(template, text, label, reviews=False)
+    columns = Columns(text, label, Template(chosen).fields)
+    _check_arguments(columns, {}, 0.0)
+    reading = Reading(columns)
+    names = _labels(labels, reading)
+    words = _words(names, label_words, reading)
+    reading.raise_problems()
+    return Classification(
+        ClassificationSpec(text_field=text, label_field=label, labels=names, label_words=words, template=chosen)
+    )
+
+
 def _template(given: TemplateSpec | str | None, text: str, label: str, *, reviews: bool) -> TemplateSpec:
     if isinstance(given, TemplateSpec):
         return given

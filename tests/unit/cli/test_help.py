@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tritune.cli.app import app
 from tritune.methods import METHODS
 
-COMMANDS = ("demo", "compare", "train", "eval", "predict", "list", "show", "explain", "check")
+COMMANDS = ("demo", "compare", "train", "eval", "predict", "list", "show", "export", "import", "explain", "check")
 HEAVY = (
     "torch",
     "transformers",

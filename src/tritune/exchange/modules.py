@@ -1,0 +1,130 @@
+"""Sites and the modules of transformers that they are part of: other packages name modules, we name sites.
+
+A fused module (GPT-2's c_attn) serves several sites, each with some of its outputs. Knows a base, no format.
+Shapes: r rank, D and E input and output width of a module, e output width of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tritune.models.base import LINEAR_ROLES, Site
+from tritune.models.load import Base
+from tritune.models.sites import FAMILIES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearModule:
+    """A linear module of the base.
+
+    Attributes:
+        path: its name in the model ("model.layers.0.self_attn.q_proj").
+        within: its name in its layer ("self_attn.q_proj"), the same in every layer.
+        layer: number of its layer.
+        sites: what it serves, and which outputs each site has; None: all of them.
+        d_in, d_out: D and E.
+        transposed: whether it keeps its weight as [in, out] (GPT-2's Conv1D).
+    """
+
+    path: str
+    within: str
+    layer: int
+    sites: tuple[tuple[Site, Tensor | None], ...]
+    d_in: int
+    d_out: int
+    transposed: bool
+
+    def rows_of(self, columns: Tensor | None) -> Tensor:
+        """The outputs (e) of a site, as indexes into E."""
+        return torch.arange(self.d_out) if columns is None else columns.cpu()
+
+
+def linear_modules(base: Base) -> dict[str, LinearModule]:
+    """Every linear module that has a site, by path, in the order of the base."""
+    names = {module: name for name, module in base.model.named_modules()}
+    layers = FAMILIES[base.config.model_type](base.config).layers
+    found: dict[str, LinearModule] = {}
+    for place in base.places:
+        if place.site.role in LINEAR_ROLES:
+            path = names[place.module]
+            before = found[path].sites if path in found else ()
+            d_out, d_in = _sizes(place.module)
+            found[path] = LinearModule(
+                path=path,
+                within=path.removeprefix(f"{layers}.{place.site.layer}."),
+                layer=place.site.layer,
+                sites=(*before, (place.site, place.columns)),
+                d_in=d_in,
+                d_out=d_out,
+                transposed=not isinstance(place.module, nn.Linear),
+            )
+    return found
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """E and D."""
+    weight = module.get_parameter("weight")
+    e, d = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
+    return e, d
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A low-rank term `scale * B @ A` on one module or site: A (r, D), B (E, r)."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+
+def fuse(module: LinearModule, terms: Mapping[str, LowRank], *, shared: bool) -> LowRank:
+    """One term for a whole module from those of its sites (by key; all of one rank and scale): the same function.
+
+    Args:
+        shared: all have the same A, and so the module's term has their rank; else the As lie above each other and the
+            Bs block by block, and the rank is the sum.
+    """
+    present = [(terms[site.key], module.rows_of(columns)) for site, columns in module.sites if site.key in terms]
+    first = present[0][0]
+    if len(module.sites) == 1:
+        return first
+    r = first.rank
+    width = r if shared else r * len(present)
+    B_Er = torch.zeros(module.d_out, width)
+    for i, (term, rows) in enumerate(present):
+        at = 0 if shared else i * r
+        B_Er[rows, at : at + r] = term.B
+    return LowRank(first.A if shared else torch.cat([term.A for term, _ in present]), B_Er, first.scale)
+
+
+def split(module: LinearModule, term: LowRank) -> dict[str, LowRank]:
+    """The terms of a module's sites, by key: the inverse of `fuse`. A site whose outputs the term never touches has none.
+
+    Where the term has the form that `fuse` gives, every site gets its own block back; else each gets all of A.
+    """
+    parts = [(site.key, term.B[module.rows_of(columns)]) for site, columns in module.sites]
+    if len(parts) == 1:
+        return {parts[0][0]: term}
+    touched = [(key, B_er) for key, B_er in parts if bool(B_er.any())] or parts
+    r = term.rank // len(touched)
+    if r * len(touched) == term.rank and all(_only_in(B_er, i * r, r) for i, (_, B_er) in enumerate(touched)):
+        return {
+            key: LowRank(term.A[i * r : (i + 1) * r].clone(), B_er[:, i * r : (i + 1) * r].clone(), term.scale)
+            for i, (key, B_er) in enumerate(touched)
+        }
+    return {key: LowRank(term.A.clone(), B_er, term.scale) for key, B_er in touched}
+
+
+def _only_in(B_er: Tensor, start: int, width: int) -> bool:
+    """Whether nothing outside these columns counts."""
+    outside = B_er.clone()
+    outside[:, start : start + width] = 0
+    return not bool(outside.any())

@@ -1,0 +1,77 @@
+"""An adaptation out into another package's form: written aside, answered by that package, and only then published.
+
+Knows formats and verdicts; no format by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritune.adaptation import Adaptation
+from tritune.errors import Mismatch, Problem
+from tritune.exchange import format_named
+from tritune.exchange.format import Absent, Format
+from tritune.exchange.sidecar import write_sidecar
+from tritune.exchange.verify import Verdict, sample_rows, verify, verify_by_ourselves
+from tritune.store.files import publish, staging
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A published folder and how it was checked."""
+
+    folder: Path
+    format: str
+    verdict: Verdict
+
+
+def export(
+    adaptation: Adaptation,
+    format: str,
+    folder: str | Path,
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    python: str | None = None,
+) -> Exported:
+    """Write an adaptation in another package's format.
+
+    Args:
+        format: a name of the table `FORMATS`.
+        folder: where; must not be there yet, or be empty.
+        rows: token ids of the rows that both sides answer; None: a built-in sample.
+        python: an interpreter that has the reference library, where this one has not.
+
+    Raises:
+        Mismatch: the adaptation has no exact form there, the place is taken, or what was written does not answer as the
+            adaptation does; no folder is left behind.
+        NotMergeable: the format holds whole bases and this method cannot become one.
+        StorageError: it could not be written.
+    """
+    target, chosen = Path(folder), format_named(format)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise Mismatch(f"{target} is there already; nothing was written.", hint="Choose another --out.")
+    if rows is None:
+        rows = sample_rows(adaptation.base, adaptation.method.virtual_tokens(adaptation.config))
+    with staging(target.absolute().parent) as made:
+        chosen.write(adaptation, made)
+        verdict = _verdict(chosen, adaptation, made, rows, python)
+        if not verdict.holds:
+            problem = Problem(f"format '{format}'", str(verdict))
+            raise Mismatch("What was written does not answer as the adaptation does; it was thrown away.", [problem])
+        write_sidecar(adaptation, format, made)
+        publish(made, target)
+    return Exported(target, format, verdict)
+
+
+def _verdict(
+    chosen: Format, adaptation: Adaptation, folder: Path, rows: Sequence[Sequence[int]], python: str | None
+) -> Verdict:
+    """By the reference library; where that is not installed, by our own importer."""
+    try:
+        return verify(chosen, folder, adaptation, rows, python)
+    except Absent as absent:
+        if python is not None:
+            raise
+        return verify_by_ourselves(chosen, folder, adaptation, rows, str(absent))

@@ -1,0 +1,213 @@
+"""Defects that other packages have had in public, one test each: what must never happen here.
+
+The first line of every test names the thread. The oracle is transformers itself with the row alone, never our own output.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tritune as tt
+from tests.laws.conftest import training_rows
+from tests.oracles import base_of, packed_logits, rows_of, stock_log_likelihood, stock_logits, stock_of
+from tests.unit.exchange.conftest import adapted, task
+from tritune.adaptation import Adaptation
+from tritune.errors import Mismatch, NotMergeable
+from tritune.evaluate.answer import choice_log_likelihoods
+from tritune.exchange.inward import import_folder
+from tritune.exchange.peft import CONFIG, FORMAT, TENSORS
+from tritune.methods import METHODS, method, method_of
+from tritune.methods.base import Bank, Delta
+from tritune.methods.lora import LoRA
+from tritune.methods.ptuning import PTuning
+from tritune.models.base import Role
+from tritune.models.load import Base
+from tritune.models.tiny import tiny_base
+from tritune.run import Training
+from tritune.spec import MethodConfig
+from tritune.store.files import write_tensors
+from tritune.train.loop import Measured, train
+from tritune.train.state import TrainState
+
+TINY = "llama-tied"
+ROWS = rows_of((9, 2, 14))
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+WITH_ENCODER = (PTuning(tokens=3, hidden=8), PTuning(tokens=3, encoder="lstm", hidden=5, start="random"))
+ENCODERS = ("mlp", "lstm")
+TRAINING = Training(epochs=3.0, batch_tokens=40, evaluations=0, warmup=0.0)
+
+
+def fresh(config: MethodConfig, base: Base, seed: int = 0) -> Delta:
+    return method_of(config).init(config, base, torch.Generator().manual_seed(seed))
+
+
+def go(delta: Delta, **options: object) -> None:
+    list(train(TRAINING, base_of(TINY), delta, training_rows(), learning_rate=1e-2, seed=5, **options))  # type: ignore[arg-type]
+
+
+# --- prompts ---
+
+
+@pytest.mark.parametrize("config", WITH_ENCODER, ids=ENCODERS)
+def test_p_tuning_resumes_with_its_encoder(config: PTuning) -> None:
+    """peft#1247: a P-tuning run could not be resumed; what was saved is the prompt, and the encoder began anew."""
+    states: list[TrainState] = []
+    straight = fresh(config, base_of(TINY))
+    go(straight)
+    go(fresh(config, base_of(TINY)), until=4, save=states.append)
+    encoder = [name for name in states[-1].group("delta") if name.startswith("encoder.")]
+    assert encoder
+    resumed = fresh(config, base_of(TINY), seed=77)
+    go(resumed, resume=states[-1])
+    for name, tensor in straight.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name
+    assert any(not torch.equal(resumed.state()[name], states[-1].group("delta")[name]) for name in encoder)
+
+
+@pytest.mark.parametrize("config", WITH_ENCODER, ids=ENCODERS)
+def test_a_stored_prompt_answers_as_the_encoder_did(config: PTuning, tmp_path: Path) -> None:
+    """peft#2043: a P-tuned model that was saved and loaded answered otherwise than the one in memory."""
+    base = base_of(TINY)
+    trained = fresh(config, base)
+    go(trained)
+    trained.eval()
+    with torch.no_grad(), base.bind(trained):
+        wanted = packed_logits(base, ROWS)
+    loaded = method_of(config).load(config, base, trained.export()).eval()
+    with torch.no_grad(), base.bind(loaded):
+        for got, want in zip(packed_logits(base, ROWS), wanted, strict=True):
+            torch.testing.assert_close(got, want, **CLOSE)
+
+
+def test_a_row_answers_alone_as_in_any_batch() -> None:
+    """peft#54, peft#1093: with a prompt in front, padding moved positions, and a batch answered otherwise than its rows."""
+    base = base_of(TINY)
+    prompt = adapted(base, PTuning(tokens=4, encoder="none"))
+    prompt_PD = prompt.delta.export()["prompt"]
+    rows = training_rows()
+    with base.bind(prompt.delta):
+        together = choice_log_likelihoods(base, rows)
+        alone = [choice_log_likelihoods(base, [row])[0] for row in rows]
+    for row, batched, single in zip(rows, together, alone, strict=True):
+        wanted = [stock_log_likelihood(stock_of(TINY), row.context, choice, prompt_PD) for choice in row.choices]
+        assert batched == pytest.approx(wanted, abs=1e-3)
+        assert single == pytest.approx(wanted, abs=1e-3)
+
+
+def test_packed_rows_each_see_their_own_prompt() -> None:
+    """trl packs rows into one sequence without a guard for prompt methods: only the first row has the prompt in front."""
+    base = base_of(TINY)
+    deltas = {slot: adapted(base, PTuning(tokens=n, encoder="none")).delta for slot, n in ((0, 3), (1, 5))}
+    slots = (1, 0, 1)
+    with torch.no_grad(), base.bind(Bank(deltas)):
+        packed = packed_logits(base, ROWS, slots)
+    with torch.no_grad():
+        for row, slot, got in zip(ROWS, slots, packed, strict=True):
+            wanted = stock_logits(stock_of(TINY), row, deltas[slot].export()["prompt"])
+            torch.testing.assert_close(got, wanted, **CLOSE)
+
+
+def test_a_prompt_that_is_to_be_merged_is_one_named_error() -> None:
+    """peft#2538: merging a prompt method failed deep inside with an attribute that is not there."""
+    prompt = adapted(base_of(TINY), PTuning(tokens=2, encoder="none"))
+    with pytest.raises(NotMergeable, match="is input, not weight"):
+        prompt.method.merge(prompt.delta, prompt.base)
+
+
+# --- merging, places, bases ---
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-neox", "phi3", "gemma2"])
+def test_merged_answers_as_unmerged(name: str) -> None:
+    """unsloth#5410: a merged model answered otherwise than the adapter it was merged from."""
+    base = base_of(name)
+    lora = adapted(base, LoRA(rank=3, alpha=6.0))
+    with torch.no_grad(), base.bind(lora.delta):
+        live = packed_logits(base, ROWS)
+    merged = copy.deepcopy(stock_of(name))
+    with torch.no_grad():
+        for weight, tensor in lora.method.merge(lora.delta, base).items():
+            merged.get_parameter(weight).copy_(tensor)
+        for row, wanted in zip(ROWS, live, strict=True):
+            torch.testing.assert_close(stock_logits(merged, row), wanted, rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(stock_logits(stock_of(name), row), wanted, atol=1e-2)
+
+
+def test_an_adaptation_that_matches_no_site_is_an_error(tmp_path: Path) -> None:
+    """vllm#34186: adapter weights whose names matched no module were passed over, and the bare base answered."""
+    gate = LoRA(rank=2, roles=(Role.MLP_GATE,))
+    tensors = adapted(base_of(TINY), gate).delta.export()
+    for attempt in (
+        lambda: fresh(gate, base_of("gpt2")),
+        lambda: method_of(gate).load(gate, base_of("gpt2"), tensors),
+        lambda: method_of(LoRA()).load(LoRA(rank=2, roles=(Role.ATTN_Q,)), base_of(TINY), {}),
+    ):
+        with pytest.raises(Mismatch):
+            attempt()
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["query", "value"]}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    names = [f"base_model.model.encoder.layer.0.{m}.lora_{p}.weight" for m in ("query", "value") for p in "AB"]
+    write_tensors(tmp_path / TENSORS, {name: torch.zeros(2, 2) for name in names})
+    with pytest.raises(Mismatch, match="matches no module") as caught:
+        import_folder(tmp_path, base_of(TINY), task())
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_another_base_of_the_same_shape_is_refused(kind: str, tmp_path: Path) -> None:
+    """peft#1932: an adapter was loaded onto another base than its own without a word."""
+    mine = adapted(base_of(TINY), method(kind).variants[0])
+    mine.save(tmp_path / "mine")
+    with pytest.raises(Mismatch, match="weights of the base"):
+        tt.load(tmp_path / "mine", base=tiny_base(TINY, seed=1))
+
+
+def test_another_base_of_the_same_shape_is_refused_when_it_comes_in(tmp_path: Path) -> None:
+    """peft#1932, from PEFT's own folder: all that it stores of the base is a name."""
+    mine = adapted(base_of(TINY), LoRA(rank=2))
+    FORMAT.write(mine, tmp_path)
+    with pytest.raises(Mismatch, match="name of the base"):
+        import_folder(tmp_path, base_of("qwen3"), task(), verify=False)
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_evaluation_stops_no_weight_from_training(kind: str) -> None:
+    """litgpt#1287: what a validation pass under no_grad had cached was used in training, and its weights stood still."""
+    base, config = base_of(TINY), method(kind).variants[0]
+    delta = fresh(config, base)
+
+    def look() -> Measured:
+        with torch.no_grad():
+            packed_logits(base, ROWS)
+        looks.append(len(looks))
+        return Measured(0.0, -float(len(looks)))  # each better than the last, so the last weights are kept
+
+    looks: list[int] = []
+    with torch.no_grad(), base.bind(delta):  # before training
+        packed_logits(base, ROWS)
+    before: dict[str, Tensor] = {name: p.detach().clone() for name, p in delta.trainable().items()}
+    training = TRAINING.model_copy(update={"evaluations": 3})
+    list(train(training, base, delta, training_rows(), learning_rate=1e-2, seed=5, evaluate=look))
+    assert len(looks) == 3
+    assert not [name for name, p in delta.trainable().items() if torch.equal(p, before[name])]
+
+
+def test_an_imported_adaptation_is_the_one_that_was_trained(tmp_path: Path) -> None:
+    """transformers#36480: an adapter was asked for and not applied; here the answers are those of the adapter."""
+    mine = adapted(base_of(TINY), LoRA(rank=2))
+    FORMAT.write(mine, tmp_path)
+    back: Adaptation = import_folder(tmp_path, mine.base, task(), verify=False).adaptation
+    texts = ["good one", "bad one"]
+    bare = Adaptation(
+        mine.base, task(), mine.config, {n: 0 * t for n, t in mine.delta.export().items()}, mine.origin
+    ).predict(texts)
+    assert back.predict(texts) == mine.predict(texts) != bare

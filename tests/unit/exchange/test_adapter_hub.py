@@ -1,0 +1,247 @@
+"""adapter-hub's folders: recorded from the package itself (tests/fixtures/record_adapter_hub.py), read and written.
+
+With TRITUNE_ADAPTERS_PYTHON naming a Python that has the package, it also answers in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.oracles import base_of, packed_logits
+from tests.unit.exchange.conftest import adapted, assert_same_tensors, incoming, problems
+from tritune.errors import Mismatch
+from tritune.exchange import format_named, recognise
+from tritune.exchange.adapter_hub import CONFIG, PICKLE, TENSORS
+from tritune.exchange.inward import import_folder
+from tritune.exchange.outward import export
+from tritune.exchange.weights import read_weights
+from tritune.methods.bottleneck import Bottleneck
+from tritune.methods.lora import LoRA
+from tritune.methods.ptuning import PTuning
+from tritune.models.base import Role
+from tritune.models.load import Base
+from tritune.spec import MethodConfig
+
+HUB = format_named("adapters")
+RECORDED = Path(__file__).parents[2] / "fixtures" / "adapter_hub"
+REFUSED = {"ia3": "config.composition_mode", "seq_bn_inv": "config.inv_adapter"}
+READ = sorted(path.name for path in RECORDED.iterdir() if path.name not in REFUSED)
+PYTHON = os.environ.get("TRITUNE_ADAPTERS_PYTHON")
+
+
+def base_for(case: str) -> Base:
+    return base_of(json.loads((RECORDED / case / "answer.json").read_text())["base"])
+
+
+@pytest.mark.parametrize("case", READ)
+def test_we_answer_as_the_package_did(case: str) -> None:
+    answer = json.loads((RECORDED / case / "answer.json").read_text())
+    base = base_for(case)
+    assert recognise(RECORDED / case) is HUB
+    found = HUB.read(RECORDED / case, base)
+    mine = incoming(base, found.config, found.tensors)
+    with torch.no_grad(), base.bind(mine.delta):
+        (logits,) = packed_logits(base, [answer["row"]])
+    wanted, got = torch.tensor(answer["logits"]), logits[answer["at"]]
+    assert float((got - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+    with torch.no_grad():
+        (bare,) = packed_logits(base, [answer["row"]])
+    assert float((got - bare[answer["at"]]).abs().max()) > 0.1
+    assert bool(found.notes) == ("leave_out" in case)
+
+
+@pytest.mark.parametrize("case", [case for case in READ if "leave_out" not in case])
+def test_what_came_in_goes_out_with_every_byte(case: str, tmp_path: Path) -> None:
+    base = base_for(case)
+    found = HUB.read(RECORDED / case, base)
+    HUB.write(incoming(base, found.config, found.tensors), tmp_path)
+    theirs = {name.replace(".mine.", ".tritune."): t for name, t in weights(RECORDED / case).items()}
+    assert_same_tensors(load_file(tmp_path / TENSORS), theirs)
+    before, after = (json.loads((folder / CONFIG).read_text()) for folder in (RECORDED / case, tmp_path))
+    same = {key: after["config"][key] for key in after["config"] if key in before["config"]}
+    assert same == {key: before["config"][key] for key in same}
+    assert after.keys() == before.keys()
+    again = HUB.read(tmp_path, base)
+    assert again.config == found.config
+    assert_same_tensors(again.tensors, found.tensors)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return read_weights(folder, TENSORS, PICKLE)
+
+
+OURS: Mapping[str, tuple[str, MethodConfig]] = {
+    "seq": ("llama-tied", Bottleneck(reduction_factor=8.0)),
+    "double_seq": ("gpt2", Bottleneck(placement="double_seq", nonlinearity="swish", init="bert", scaling=0.5)),
+    "par": ("mistral", Bottleneck(placement="par", nonlinearity="gelu", reduction_factor=3.0, scaling="learned")),
+    "lora": ("llama-tied", LoRA(rank=3, alpha=5.0, roles=(Role.ATTN_Q, Role.ATTN_V, Role.MLP_UP))),
+    "stabilised lora": ("mistral", LoRA(rank=3, alpha=5.0, rank_stabilised=True, roles=(Role.ATTN_K,))),
+    "lora on gpt2": ("gpt2", LoRA(rank=2, roles=(Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.MLP_DOWN))),
+}
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_ours_comes_back_with_every_byte(case: str, tmp_path: Path) -> None:
+    name, config = OURS[case]
+    mine = adapted(base_of(name), config)
+    HUB.write(mine, tmp_path)
+    back = HUB.read(tmp_path, mine.base)
+    assert_same_tensors(back.tensors, mine.delta.export())
+    if isinstance(config, LoRA):
+        assert isinstance(back.config, LoRA)
+        assert back.config.scale == pytest.approx(config.scale, rel=1e-12)
+    else:
+        assert back.config == config
+
+
+@pytest.mark.skipif(PYTHON is None, reason="TRITUNE_ADAPTERS_PYTHON names no Python that has the package")
+@pytest.mark.parametrize("case", OURS)
+def test_the_package_itself_answers_as_we_do(case: str, tmp_path: Path) -> None:
+    name, config = OURS[case]
+    mine = adapted(base_of(name), config)
+    done = export(mine, "adapters", tmp_path / "out", python=PYTHON)
+    assert done.verdict.by.startswith("adapters ")
+    assert done.verdict.difference < 1e-4 < 0.1 < done.verdict.effect
+    assert import_folder(tmp_path / "out", mine.base, python=PYTHON).verdict is not None
+
+
+# --- what does not fit ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(RECORDED / "lora", tmp_path / "lora")
+
+
+def change(folder: Path, inner: Mapping[str, Any], **outer: Any) -> None:
+    path = folder / CONFIG
+    document = json.loads(path.read_text()) | outer
+    path.write_text(json.dumps(document | {"config": document["config"] | dict(inner)}))
+
+
+def refused(read: Callable[[], object]) -> dict[str, str]:
+    with pytest.raises(Mismatch) as caught:
+        read()
+    return problems(caught.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_kinds_are_refused_by_name(case: str) -> None:
+    assert REFUSED[case] in refused(lambda: HUB.read(RECORDED / case, base_for(case)))
+
+
+def test_one_error_names_every_setting(folder: Path) -> None:
+    wrong = {
+        "use_dora": True,
+        "use_gating": True,
+        "vera_d": 0.1,
+        "r": 0,
+        "alpha": "8",
+        "attn_matrices": ["o"],
+        "new": 1,
+    }
+    change(folder, wrong, hidden_size=64, model_type="bert")
+    found = refused(lambda: HUB.read(folder, base_of("llama-tied")))
+    assert set(found) == {*(f"config.{key}" for key in wrong), "hidden_size", "model_type"}
+
+
+def test_one_error_names_every_tensor(folder: Path) -> None:
+    tensors = load_file(folder / TENSORS)
+    first, second, third = sorted(tensors)[:3]
+    del tensors[first]
+    tensors |= {second: torch.zeros(3), "more": torch.zeros(1), third: torch.full_like(tensors[third], float("nan"))}
+    save_file(tensors, folder / TENSORS)
+    found = refused(lambda: HUB.read(folder, base_of("llama-tied")))
+    assert set(found) == {first, second, third, "more"}
+
+
+BAD_BOTTLENECK = {
+    "residual_before_ln": "post_add",
+    "non_linearity": "leakyrelu",
+    "scaling": "channel",
+    "leave_out": [3],
+    "reduction_factor": {"1": 8, "default": 16},
+    "ln_after": True,
+    "phm_layer": True,
+}
+
+
+def test_one_error_names_every_setting_of_a_bottleneck(tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / "seq_bn", tmp_path / "x")
+    change(tmp_path / "x", BAD_BOTTLENECK)
+    found = refused(lambda: HUB.read(tmp_path / "x", base_of("llama-tied")))
+    assert set(found) == {f"config.{key}" for key in BAD_BOTTLENECK if key != "residual_before_ln"} | {"config"}
+    assert "residual_before_ln post_add" in found["config"]
+
+
+def test_old_loras_were_trained_with_another_scale(folder: Path) -> None:
+    """adapters PR 770: before 1.1 the scale was 1, whatever alpha said."""
+    base = base_of("llama-tied")
+    now = HUB.read(folder, base)
+    change(folder, {}, version="adapters.1.0.1")
+    then = HUB.read(folder, base)
+    assert isinstance(now.config, LoRA)
+    assert isinstance(then.config, LoRA)
+    assert (now.config.scale, then.config.scale) == (3.0, 1.0)
+    assert then.notes
+    assert not now.notes
+
+
+def test_names_of_a_bare_model(folder: Path) -> None:
+    """Saved from LlamaModel instead of LlamaForCausalLM, names lack their first part."""
+    base = base_of("llama-tied")
+    wanted = HUB.read(folder, base).tensors
+    tensors = load_file(folder / TENSORS)
+    save_file({name.removeprefix("model."): t for name, t in tensors.items()}, folder / TENSORS)
+    assert_same_tensors(HUB.read(folder, base).tensors, wanted)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(Harmful.target),))
+
+    target = Path()
+
+
+def test_a_pickle_with_more_than_tensors_runs_nothing(folder: Path, tmp_path: Path) -> None:
+    (folder / TENSORS).unlink()
+    Harmful.target = tmp_path / "made by a pickle"
+    (folder / PICKLE).write_bytes(pickle.dumps({"x": Harmful()}, protocol=2))
+    assert set(refused(lambda: HUB.read(folder, base_of("llama-tied")))) == {PICKLE}
+    torch.save({"x": Harmful()}, folder / PICKLE)
+    assert set(refused(lambda: HUB.read(folder, base_of("llama-tied")))) == {PICKLE}
+    assert not Harmful.target.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", [torch.zeros(1)]])
+def test_a_pickle_that_is_none(content: object, folder: Path) -> None:
+    (folder / TENSORS).unlink()
+    if isinstance(content, bytes):
+        (folder / PICKLE).write_bytes(content)
+    else:
+        torch.save(content, folder / PICKLE)
+    assert set(refused(lambda: HUB.read(folder, base_of("llama-tied")))) == {PICKLE}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "where"),
+    [
+        ("llama-tied", LoRA(rank=2), {"role 'attn.o'", "role 'mlp.gate'"}),
+        ("qwen3", LoRA(rank=2), {"family"}),
+        ("qwen3", PTuning(tokens=2, encoder="none"), {"family", "method"}),
+    ],
+)
+def test_what_has_no_place_there(name: str, config: MethodConfig, where: set[str], tmp_path: Path) -> None:
+    mine = adapted(base_of(name), config)
+    assert set(refused(lambda: HUB.write(mine, tmp_path))) == where

@@ -1,0 +1,317 @@
+"""PEFT's folders: what we write PEFT reads, what PEFT writes we read, and both compute the same.
+
+The oracle is PEFT itself, in this process; `test_outward.py` has it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests import oracles
+from tests.oracles import base_of
+from tests.unit.exchange.conftest import (
+    ROWS,
+    adapted,
+    assert_equal_answers,
+    assert_same_tensors,
+    incoming,
+    ours,
+    problems,
+)
+from tritune.errors import Mismatch
+from tritune.exchange import format_named
+from tritune.exchange.peft import CONFIG, TENSORS
+from tritune.methods.bottleneck import Bottleneck
+from tritune.methods.lora import LoRA
+from tritune.methods.ptuning import PTuning
+from tritune.models.base import Role
+from tritune.models.load import Base
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
+
+PEFT = format_named("peft")
+FAMILIES = ("llama-tied", "gpt2", "gpt-neox", "phi3", "opt-post-norm", "gemma2")
+
+
+@torch.no_grad()
+def theirs(model: Any) -> list[Tensor]:
+    return [model(input_ids=torch.tensor([row])).logits[0, -len(row) :] for row in ROWS]
+
+
+def loaded_by_peft(base: Base, folder: Path) -> Any:
+    return peft.PeftModel.from_pretrained(oracles.stock(base), str(folder)).eval()
+
+
+def made_by_peft(base: Base, folder: Path, config: peft.PeftConfig) -> Any:
+    """A model of PEFT's with everything away from its start, saved by PEFT."""
+    model = peft.get_peft_model(oracles.stock(base), config)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.peft_config["default"].base_model_name_or_path = base.name
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+# --- ours -> theirs -> ours ---
+
+OURS = {
+    "lora": LoRA(rank=3),
+    "lora of some roles": LoRA(rank=2, alpha=5.0, roles=(Role.ATTN_Q, Role.ATTN_V)),
+    "rank-stabilised lora": LoRA(rank=3, alpha=7.0, rank_stabilised=True, dropout=0.25),
+    "p-tuning": PTuning(tokens=4, hidden=8),
+    "p-tuning, lstm": PTuning(tokens=3, encoder="lstm", hidden=5, start="random"),
+    "prompt tuning": PTuning(tokens=5, encoder="none"),
+}
+
+
+@pytest.mark.parametrize("case", OURS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_peft_answers_as_we_do_and_we_read_back_every_byte(name: str, case: str, tmp_path: Path) -> None:
+    base, config = base_of(name), OURS[case]
+    mine = adapted(base, config)
+    PEFT.write(mine, tmp_path)
+    model = loaded_by_peft(base, tmp_path)
+    assert_same_tensors(peft.get_peft_model_state_dict(model), load_file(tmp_path / TENSORS))
+    assert_equal_answers(theirs(model), ours(mine), base)
+
+    back = PEFT.read(tmp_path, base)
+    assert_same_tensors(back.tensors, mine.delta.export())
+    if isinstance(config, LoRA):
+        assert back.config == config
+        assert back.notes == ()
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_every_key_that_is_written_is_one_of_pefts(case: str, tmp_path: Path) -> None:
+    """Unknown keys PEFT drops with a warning."""
+    PEFT.write(adapted(base_of("llama-tied"), OURS[case]), tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
+    assert set(config) <= set(kind().to_dict()) | {"runtime_config"}
+    assert config["inference_mode"] is True
+
+
+def test_a_method_that_peft_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Mismatch, match="has no place for 'bottleneck'"):
+        PEFT.write(adapted(base_of("llama-tied"), Bottleneck()), tmp_path)
+
+
+# --- theirs -> ours (-> theirs) ---
+
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "init_lora_weights": False}
+THEIRS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama-tied", {"target_modules": ["q_proj", "v_proj"]}),
+    "rank-stabilised, dropout": ("qwen3", {"target_modules": ["o_proj"], "use_rslora": True, "lora_dropout": 0.5}),
+    "a pattern": ("gemma2", {"target_modules": r".*\.(gate|up)_proj"}),
+    "all linear": ("mistral", {"target_modules": "all-linear"}),
+    "ending in a fused module": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "fused and others": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "interleaved": ("gpt-neox", {"target_modules": ["query_key_value", "dense_4h_to_h"], "use_rslora": True}),
+    "two fused": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_we_answer_as_peft_does_and_write_back_every_byte(case: str, tmp_path: Path) -> None:
+    name, options = THEIRS[case]
+    base = base_of(name)
+    model = made_by_peft(base, tmp_path / "theirs", peft.LoraConfig(**LORA, **options))
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+    assert back.notes == ()
+
+
+UNEVEN = {
+    "ranks": {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 2}},
+    "weights": {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {r"layers\.1\.self_attn\.k_proj": 11}},
+    "ranks and weights, stabilised": {
+        "target_modules": ["q_proj", "down_proj"],
+        "rank_pattern": {"1.mlp.down_proj": 7, "down_proj": 1},
+        "alpha_pattern": {"q_proj": 3},
+        "use_rslora": True,
+    },
+    "some layers": {"target_modules": ["v_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    "one layer": {"target_modules": ["v_proj", "up_proj"], "layers_to_transform": 1},
+    "without some": {"target_modules": "all-linear", "exclude_modules": ["down_proj", "model.layers.0.mlp.up_proj"]},
+    "only here": {"target_modules": ["model.layers.1.self_attn.q_proj", "0.mlp.gate_proj"]},
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_what_differs_by_module_is_the_same_function(case: str, tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    model = made_by_peft(base, tmp_path, peft.LoraConfig(**LORA, **UNEVEN[case]))
+    back = PEFT.read(tmp_path, base)
+    assert_equal_answers(ours(incoming(base, back.config, back.tensors)), theirs(model), base)
+    assert back.notes, "what was rewritten is said"
+
+
+PROMPT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+PROMPTS: Mapping[str, Callable[[], peft.PeftConfig]] = {
+    "P_TUNING": lambda: peft.PromptEncoderConfig(**PROMPT, encoder_hidden_size=6),
+    "P_TUNING, LSTM": lambda: peft.PromptEncoderConfig(
+        **PROMPT, encoder_hidden_size=6, encoder_reparameterization_type="LSTM", encoder_num_layers=1
+    ),
+    "PROMPT_TUNING": lambda: peft.PromptTuningConfig(**PROMPT),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma3"])
+def test_prompts_come_in(name: str, case: str, tmp_path: Path) -> None:
+    base = base_of(name)
+    model = made_by_peft(base, tmp_path / "theirs", PROMPTS[case]())
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert bool(back.notes) == case.startswith("P_TUNING"), "that the encoder is lost is said"
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+def test_half_precision_comes_in(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    made_by_peft(base, tmp_path, peft.LoraConfig(**LORA, target_modules=["q_proj"]))
+    halved = {name: tensor.bfloat16() for name, tensor in load_file(tmp_path / TENSORS).items()}
+    save_file(halved, tmp_path / TENSORS)
+    back = PEFT.read(tmp_path, base)
+    assert_equal_answers(ours(incoming(base, back.config, back.tensors)), theirs(loaded_by_peft(base, tmp_path)), base)
+
+
+def test_a_config_with_only_what_is_needed(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    mine = adapted(base, LoRA(rank=8, alpha=8.0, roles=(Role.ATTN_Q,)))
+    PEFT.write(mine, tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
+    assert_same_tensors(PEFT.read(tmp_path, base).tensors, mine.delta.export())
+
+
+# --- everything that does not fit, at once ---
+
+
+def change(folder: Path, config: Mapping[str, Any], tensors: Callable[[dict[str, Tensor]], None]) -> None:
+    found = load_file(folder / TENSORS)
+    tensors(found)
+    save_file(found, folder / TENSORS)
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(config)))
+
+
+def refused(folder: Path, base: Base) -> dict[str, str]:
+    with pytest.raises(Mismatch) as caught:
+        PEFT.read(folder, base)
+    return problems(caught.value)
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+Q1 = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+Q2 = "base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight"
+HEAD = "base_model.model.lm_head.lora_A.weight"
+
+
+def spoil(tensors: dict[str, Tensor]) -> None:
+    del tensors[Q0]
+    tensors[Q1] = torch.zeros(5, 5)
+    tensors[Q2][0, 0] = float("inf")
+    tensors[HEAD] = torch.zeros(3, 32)
+
+
+def test_one_error_names_everything(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, LoRA(rank=3, roles=(Role.ATTN_Q,))), tmp_path)
+    settings = {
+        "use_dora": True,
+        "bias": "lora_only",
+        "modules_to_save": ["lm_head"],
+        "init_lora_weights": "pissa_niter_4",
+        "setting_of_tomorrow": 3,
+        "another_of_tomorrow": None,
+        "task_type": "SEQ_CLS",
+        "target_modules": ["self_attn.q_proj", "lm_head"],
+    }
+    change(tmp_path, settings, spoil)
+    found = refused(tmp_path, base)
+    keys = set(settings) - {"another_of_tomorrow", "target_modules"}
+    assert set(found) == {f"config key '{key}'" for key in keys} | {Q0, Q1, Q2, HEAD, "module 'lm_head'"}
+    assert found[Q0] == "missing"
+    assert "(5, 5)" in found[Q1]
+    assert "not finite" in found[Q2]
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, LoRA(rank=3, roles=(Role.ATTN_Q,))), tmp_path)
+    settings = {"r": "3", "lora_alpha": 0, "rank_pattern": {"q_proj": 1.5}, "alpha_pattern": {"(": 2}}
+    change(tmp_path, settings, lambda tensors: None)
+    assert set(refused(tmp_path, base)) == {f"config key '{key}'" for key in settings}
+
+
+def test_another_rank_than_the_config_says(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, LoRA(rank=3, roles=(Role.ATTN_Q,))), tmp_path)
+    change(tmp_path, {"r": 4}, lambda tensors: None)
+    found = refused(tmp_path, base)
+    assert len(found) == 6
+    assert "expected (4, 32)" in found[Q0]
+
+
+def test_a_base_of_another_size(tmp_path: Path) -> None:
+    """The wrong base by its shapes alone: no note of ours beside the files."""
+    PEFT.write(adapted(base_of("llama-tied"), PTuning(tokens=3, encoder="none")), tmp_path)
+    found = refused(tmp_path, base_of("opt-post-norm"))
+    assert set(found) == {"config key 'token_dim'", "prompt_embeddings"}
+
+
+def test_prompts_that_do_not_fit(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, PTuning(tokens=3, encoder="none")), tmp_path)
+    settings = {"num_virtual_tokens": 4, "num_transformer_submodules": 2, "modules_to_save": ["lm_head"], "new": 1}
+    change(tmp_path, settings, lambda tensors: tensors.update(more=torch.zeros(1)))
+    assert set(refused(tmp_path, base)) == {
+        "config key 'num_transformer_submodules'",
+        "config key 'modules_to_save'",
+        "config key 'new'",
+        "prompt_embeddings",
+        "more",
+    }
+
+
+@pytest.mark.parametrize("kind", ["VERA", None, 3])
+def test_a_type_nobody_knows(kind: object, tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, LoRA(rank=3)), tmp_path)
+    change(tmp_path, {"peft_type": kind}, lambda tensors: None)
+    assert set(refused(tmp_path, base)) == {"peft_type"}
+
+
+def test_the_older_pickle_form_is_read_as_tensors_alone(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    mine = adapted(base, LoRA(rank=3))
+    PEFT.write(mine, tmp_path)
+    torch.save(load_file(tmp_path / TENSORS), tmp_path / "adapter_model.bin")
+    (tmp_path / TENSORS).unlink()
+    assert_same_tensors(PEFT.read(tmp_path, base).tensors, mine.delta.export())
+
+
+def test_an_adaptation_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    PEFT.write(adapted(base, LoRA(rank=3)), tmp_path)
+    change(tmp_path, {"target_modules": ["query"]}, lambda tensors: tensors.clear())
+    assert "matches no module" in refused(tmp_path, base)["config key 'target_modules'"]
