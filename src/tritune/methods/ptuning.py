@@ -1,5 +1,9 @@
-"""P-tuning: virtual tokens in front of every row, made by a small prompt encoder while training
+"""P-tuning: virtual tokens around every row's text, made by a small prompt encoder while training
 (Liu et al. 2021, arXiv:2103.10385). Training, not prompting: the vectors are learned by gradient and need not be words.
+
+Where they stand is a choice. In front of the text they pass through the base once per batch. Behind it they pass once per
+row, but the text then depends on nothing that is learned, so nothing is propagated back through it. Around the text, as in
+the paper's template {[P0..Pi], x, [Pi+1..Pm], y}, one encoder makes both groups.
 
 Only the P x D vectors are exported; the encoder stays in the training state. The encoders have the shapes PEFT gives them
 (three linear layers; or a two-layer bidirectional LSTM and two linear layers). By default the encoder learns what to add
@@ -37,6 +41,9 @@ class PTuning(MethodConfig):
         P tokens; "random": whatever the encoder makes of N(0, 1), as PEFT does.
     text: words that describe the task, for start "text".
     hidden: H, width inside the encoder; null: the base's embedding width.
+    placement: "prefix": in front of the row; "suffix": behind its text, before the answer; "around": `front` tokens in
+        front, the others behind.
+    front: for placement "around", how many tokens stand in front.
     """
 
     tokens: int = Field(default=20, ge=1)
@@ -44,12 +51,29 @@ class PTuning(MethodConfig):
     start: Literal["vocabulary", "text", "random"] = "vocabulary"
     text: str | None = Field(default=None, min_length=1)
     hidden: int | None = Field(default=None, ge=1)
+    placement: Literal["prefix", "suffix", "around"] = "prefix"
+    front: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _text_for_start(self) -> Self:
         if (self.start == "text") != (self.text is not None):
             raise ValueError('\'text\' goes with start "text", and start "text" needs it')
         return self
+
+    @model_validator(mode="after")
+    def _front_for_around(self) -> Self:
+        if (self.placement == "around") != (self.front is not None):
+            raise ValueError('\'front\' goes with placement "around", and placement "around" needs it')
+        if self.front is not None and self.front >= self.tokens:
+            raise ValueError(
+                f"'front' is {self.front} of {self.tokens} tokens: placement \"around\" leaves some for behind"
+            )
+        return self
+
+    @property
+    def n_front(self) -> int:
+        """How many tokens stand in front of the row."""
+        return {"prefix": self.tokens, "suffix": 0, "around": self.front or 0}[self.placement]
 
     def width(self, base: Base) -> int:
         return self.hidden or base.d_embedding
@@ -61,8 +85,11 @@ class PTuningDelta(Delta):
     Loaded from an export: the prompt alone.
     """
 
-    def __init__(self, table_PD: Tensor, encoder: nn.Module | None, start_PD: Tensor | None = None) -> None:
+    def __init__(
+        self, config: PTuning, table_PD: Tensor, encoder: nn.Module | None, start_PD: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.config = config
         self.put("table", table_PD)
         self.encoder = encoder
         self.register_buffer("start", start_PD)
@@ -76,7 +103,9 @@ class PTuningDelta(Delta):
         return encoded_PD if self.start is None else self.start + encoded_PD
 
     def segments(self) -> Sequence[Segment]:
-        return (Segment(self.prompt_PD()),)
+        prompt_PD, n = self.prompt_PD(), self.config.n_front
+        groups = (Segment(prompt_PD[:n]), Segment(prompt_PD[n:], behind=True))
+        return tuple(group for group in groups if len(group.embeddings_PD))
 
     def export(self) -> dict[str, Tensor]:
         return {"prompt": self.prompt_PD().detach().clone()}
@@ -131,7 +160,7 @@ class PTuningMethod(Method[PTuning]):
     kind = "ptuning"
     strategy = Strategy.P_TUNING
     Config = PTuning
-    summary = "learned virtual tokens in front of the text; the base is frozen"
+    summary = "learned virtual tokens beside the text; the base is frozen"
     learning_rate = 2e-3
     variants: ClassVar = (
         PTuning(tokens=3, hidden=8),
@@ -139,6 +168,8 @@ class PTuningMethod(Method[PTuning]):
         PTuning(tokens=4, encoder="none"),
         PTuning(tokens=3, hidden=6, start="random"),
         PTuning(tokens=5, hidden=6, start="text", text="abc"),
+        PTuning(tokens=3, hidden=8, placement="suffix"),
+        PTuning(tokens=4, encoder="lstm", hidden=5, placement="around", front=1),
     )
 
     def budget(self, config: PTuning, base: Base) -> Budget:
@@ -163,19 +194,19 @@ class PTuningMethod(Method[PTuning]):
             table_PD = torch.randn(config.tokens, D)
             start_PD = _embeddings(base, _start_ids(config, base)) if config.start != "random" else None
         if encoder is None:
-            return PTuningDelta(table_PD if start_PD is None else start_PD, None).to(base.device)
+            return PTuningDelta(config, table_PD if start_PD is None else start_PD, None).to(base.device)
         if start_PD is not None:
             nn.init.zeros_(encoder.last.weight)
             nn.init.zeros_(encoder.last.bias)
-        return PTuningDelta(table_PD, encoder, start_PD).to(base.device)
+        return PTuningDelta(config, table_PD, encoder, start_PD).to(base.device)
 
     def _load(self, config: PTuning, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
-        return PTuningDelta(tensors["prompt"].to(base.device), None)
+        return PTuningDelta(config, tensors["prompt"].to(base.device), None)
 
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
         raise NotMergeable(
-            "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors in front of every "
-            "row. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
+            "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors beside every "
+            "row's text. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
         )
 
 

@@ -60,6 +60,8 @@ def packed_attention(
         raise UnsupportedBase(f"This model's attention uses {asked}, which packed rows do not support.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q_NHd, k_NKd, v_NKd = (t[0].transpose(0, 1) for t in (query, key, value))
+    if layout.past is not None:
+        k_NKd, v_NKd = layout.past.joined(module.layer_idx, k_NKd, v_NKd)  # type: ignore[arg-type]  # an int
     outputs = []
     for group in layout.groups:
         y_BLHd = _attend(group, q_NHd, k_NKd, v_NKd, scale, sliding_window, softcap)

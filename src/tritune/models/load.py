@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from tritune.models import attention
 from tritune.models.base import Batch, Edits, NoEdits, Site
 from tritune.models.bound import Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
-from tritune.models.layout import build
+from tritune.models.layout import Layout, build, text_batch
 from tritune.models.locate import Located, digests, locate, safe_config
+from tritune.models.past import Recorded, Virtual
 from tritune.models.probe import probe
 from tritune.models.sites import Place, Rows, find_places
 from tritune.spec import Digests
@@ -148,25 +151,41 @@ class Base:
     def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
-        The head runs on these K positions only. Differentiable in whatever the edits learn.
+        The head runs on these K positions only. Differentiable in whatever the edits learn. At the end of a text that has
+        virtual tokens behind it, the logits are those of the last of these: of what follows. Where a text depends on nothing
+        that is learned, it goes through the base first and without gradients.
         """
         edits = self._edits
         weights = edits.weights()
-        segments = edits.segments()
-        virtual = {s.slot: s.embeddings_PD.shape[0] for s in segments}
-        assert len(virtual) == len(segments), "two segments for one slot"
-        layout = build(batch, virtual, self.device)
-        self._stream.slot_N = layout.slot_N
+        virtual = Virtual(edits.segments())
+        lay_out = partial(build, batch, virtual.front, self.device, behind=virtual.behind, deep=virtual.deep)
+        texts_stand = virtual.only_behind and not weights and not edits.sites() and torch.is_grad_enabled()
+        layout = lay_out(texts_given=texts_stand)
+        at_K = at_K.cpu()
+        if texts_stand and bool((layout.asked[at_K] < 0).any()):  # positions inside a text are asked for
+            layout, texts_stand = lay_out(), False
+        layout = replace(layout, past=virtual.past(self._texts(batch) if texts_stand else None))
         tokens_N = batch.tokens_N.to(self.device)
         embed = weights.get(self._embedding_name)
         x_ND = (
             self.embedding(tokens_N) if embed is None else functional_call(self.embedding, {"weight": embed}, tokens_N)
         )
-        x_ND = torch.cat([*(s.embeddings_PD.to(x_ND.dtype) for s in segments), x_ND])
+        return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights))
+
+    @torch.no_grad()
+    def _texts(self, batch: Batch) -> Tensor:
+        """Keys and values (n, 2, M, K, d) of a batch's texts in the bare base."""
+        texts, recorded = text_batch(batch), Recorded()
+        layout = replace(build(texts, {}, self.device), past=recorded)
+        self._run(self.embedding(texts.tokens_N.to(self.device)), layout, torch.empty(0, dtype=torch.long), {})
+        return recorded.layers_n2NKd()
+
+    def _run(self, x_ND: Tensor, layout: Layout, at_K: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        self._stream.slot_N = layout.slot_N
         arguments = {
             "inputs_embeds": x_ND[None],
             "position_ids": layout.positions_N[None],
-            "logits_to_keep": at_K.to(self.device) + layout.n_virtual,
+            "logits_to_keep": at_K.to(self.device),
             "use_cache": False,
             "layout": layout,
         }
@@ -175,7 +194,7 @@ class Base:
         else:
             output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
-        return at_least_float32(logits_KV)
+        return logits_KV
 
 
 def _wide(head: nn.Linear) -> Callable[[Tensor], Tensor]:

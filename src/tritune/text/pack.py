@@ -28,9 +28,9 @@ class _Builder:
         self.tokens: list[int] = []
         self.spans: list[Span] = []
 
-    def add(self, ids: Sequence[int], parents: tuple[int, ...]) -> int:
-        """Append a span; returns its index."""
-        self.spans.append(Span(len(self.tokens), len(ids), parents))
+    def add(self, ids: Sequence[int], parents: tuple[int, ...], text: int | None = None) -> int:
+        """Append a span; returns its index. `text`: after so many of its tokens the row's text ends."""
+        self.spans.append(Span(len(self.tokens), len(ids), parents, text))
         self.tokens.extend(ids)
         return len(self.spans) - 1
 
@@ -55,7 +55,7 @@ def training_batch(rows: Sequence[Encoded]) -> Batch:
     for row in rows:
         assert row.target, f"row {row.id} has no answer to learn"
         own = row.context[n:]
-        build.add((*own, *row.target[:-1]), parents)
+        build.add((*own, *row.target[:-1]), parents, len(own))
         labels += [IGNORE] * (len(own) - 1) + list(row.target)
     return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels))
 
@@ -81,7 +81,7 @@ def scoring_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -
     scores: list[tuple[int, int, int]] = []
     owner = 0
     for i, row in enumerate(rows):
-        context = build.add(row.context[n:], parents)
+        context = build.add(row.context[n:], parents, len(row.context) - n)
         for choice in row.choices:
             scores.append((build.end(context), choice[0], owner))
             if len(choice) > 1:
