@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from tritune.errors import NotMergeable
 from tritune.methods.base import Budget, Delta, Method
+from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Segment
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
 LSTM_LAYERS = 2
-#: a prompt starts among so many tokens (Lester et al. 2021 take the 5,000 most common)
-FREQUENT = 5000
 
 
 class PTuning(MethodConfig):
@@ -48,7 +47,7 @@ class PTuning(MethodConfig):
 
     tokens: int = Field(default=20, ge=1)
     encoder: Literal["mlp", "lstm", "none"] = "mlp"
-    start: Literal["vocabulary", "text", "random"] = "vocabulary"
+    start: Start = "vocabulary"
     text: str | None = Field(default=None, min_length=1)
     hidden: int | None = Field(default=None, ge=1)
     placement: Literal["prefix", "suffix", "around"] = "prefix"
@@ -56,8 +55,7 @@ class PTuning(MethodConfig):
 
     @model_validator(mode="after")
     def _text_for_start(self) -> Self:
-        if (self.start == "text") != (self.text is not None):
-            raise ValueError('\'text\' goes with start "text", and start "text" needs it')
+        check_text(self.start, self.text)
         return self
 
     @model_validator(mode="after")
@@ -192,7 +190,9 @@ class PTuningMethod(Method[PTuning]):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
             encoder = _ENCODERS[config.encoder](D, H) if config.encoder != "none" else None
             table_PD = torch.randn(config.tokens, D)
-            start_PD = _embeddings(base, _start_ids(config, base)) if config.start != "random" else None
+            start_PD = None
+            if config.start != "random":
+                start_PD = _embeddings(base, start_ids(base, config.tokens, config.text))
         if encoder is None:
             return PTuningDelta(config, table_PD if start_PD is None else start_PD, None).to(base.device)
         if start_PD is not None:
@@ -208,17 +208,6 @@ class PTuningMethod(Method[PTuning]):
             "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors beside every "
             "row's text. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
         )
-
-
-def _start_ids(config: PTuning, base: Base) -> Tensor:
-    """Token ids (P) whose embeddings the prompt starts from."""
-    if config.text is not None:
-        ids = base.tokenizer(config.text, add_special_tokens=False)["input_ids"]
-        return torch.tensor([ids[i % len(ids)] for i in range(config.tokens)])
-    special = set(base.tokenizer.all_special_ids)
-    # In most vocabularies the first tokens are the frequent ones.
-    frequent = [i for i in range(min(FREQUENT, base.embedding.num_embeddings)) if i not in special]
-    return torch.tensor(frequent)[torch.randint(len(frequent), (config.tokens,))]
 
 
 def _embeddings(base: Base, ids_P: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def text_batch(batch: Batch) -> Batch:
     at = 0
     for i, length in texts.items():
         span = batch.spans[i]
-        spans.append(Span(at, length, tuple(index[p] for p in span.parents)))
+        spans.append(Span(at, length, tuple(index[p] for p in span.parents), span.text))
         tokens.append(batch.tokens_N[span.start : span.start + length])
         at += length
     return Batch(torch.cat(tokens), tuple(spans))

@@ -6,7 +6,9 @@ Knows no task and no method. Shapes: N packed tokens, K scored positions, D embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -36,8 +38,12 @@ from tritune.models.layout import Layout, build, text_batch
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.past import Recorded, Virtual
 from tritune.models.probe import probe
-from tritune.models.sites import Place, Rows, find_places
+from tritune.models.sites import Place, Rows, find_places, heads
+from tritune.models.texts import TextCache
 from tritune.spec import Digests
+
+#: bytes of keys and values that are kept in memory
+MEMORY = 1 << 30
 
 
 class Base:
@@ -55,6 +61,7 @@ class Base:
         self.places: tuple[Place, ...] = find_places(model, model.config)
         self._edits: Edits = NoEdits()
         self._stream = Stream()
+        self._texts: TextCache | None = None
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
@@ -91,6 +98,12 @@ class Base:
     def d_embedding(self) -> int:
         """Width of an input embedding, and so of a virtual token."""
         return self.embedding.embedding_dim
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Number of layers, of key heads, and width of a head: what attention keeps of a token, once as key and as value."""
+        _, kv, width = heads(self.config)
+        return int(self.config.num_hidden_layers), kv, width
 
     @property
     def max_positions(self) -> int:
@@ -148,6 +161,30 @@ class Base:
         finally:
             self._edits = NoEdits()
 
+    @contextmanager
+    def remembering(self, texts: Sequence[tuple[int, ...]], *, memory: int = MEMORY) -> Iterator[None]:
+        """Keep what texts are to the bare base, where edits leave them alone, as long as the context is open.
+
+        Costs nothing where they do not. What goes beyond `memory` bytes lies in a file that is gone afterwards;
+        what would take more than half of the free disk is computed anew each time.
+        """
+        assert self._texts is None, "texts are being remembered already"
+        with tempfile.TemporaryDirectory(prefix="tritune-texts-") as folder:
+            disk = shutil.disk_usage(folder).free // 2
+            self._texts = TextCache(
+                lambda batch: self.keys_values(batch).cpu(),
+                texts,
+                shape=self.cache_shape,
+                dtype=self.dtype,
+                folder=Path(folder),
+                memory=memory,
+                disk=disk,
+            )
+            try:
+                yield
+            finally:
+                self._texts = None
+
     def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
@@ -159,12 +196,15 @@ class Base:
         weights = edits.weights()
         virtual = Virtual(edits.segments())
         lay_out = partial(build, batch, virtual.front, self.device, behind=virtual.behind, deep=virtual.deep)
-        texts_stand = virtual.only_behind and not weights and not edits.sites() and torch.is_grad_enabled()
+        pays = torch.is_grad_enabled() or self._texts is not None
+        texts_stand = pays and virtual.only_behind and not weights and not edits.sites()
         layout = lay_out(texts_given=texts_stand)
         at_K = at_K.cpu()
         if texts_stand and bool((layout.asked[at_K] < 0).any()):  # positions inside a text are asked for
             layout, texts_stand = lay_out(), False
-        layout = replace(layout, past=virtual.past(self._texts(batch) if texts_stand else None))
+        keys_values = self.keys_values if self._texts is None else self._texts.keys_values
+        texts = keys_values(batch).to(self.device) if texts_stand else None
+        layout = replace(layout, past=virtual.past(texts))
         tokens_N = batch.tokens_N.to(self.device)
         embed = weights.get(self._embedding_name)
         x_ND = (
@@ -173,8 +213,10 @@ class Base:
         return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights))
 
     @torch.no_grad()
-    def _texts(self, batch: Batch) -> Tensor:
-        """Keys and values (n, 2, M, K, d) of a batch's texts in the bare base."""
+    def keys_values(self, batch: Batch) -> Tensor:
+        """Keys and values (n, 2, M, K, d) of a batch's texts, up to where each ends, in the bare base: of n layers, M tokens,
+        K key heads of width d, with positions applied."""
+        assert not self._edits.sites(), "the base is not bare: what is bound acts inside it"
         texts, recorded = text_batch(batch), Recorded()
         layout = replace(build(texts, {}, self.device), past=recorded)
         self._run(self.embedding(texts.tokens_N.to(self.device)), layout, torch.empty(0, dtype=torch.long), {})

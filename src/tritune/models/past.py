@@ -93,4 +93,6 @@ class Virtual:
     def past(self, texts_n2MKd: Tensor | None = None) -> Past | None:
         """Deep segments, then given texts; None: there are neither."""
         given = [*self._deep.values(), *([] if texts_n2MKd is None else [texts_n2MKd])]
-        return Given(torch.cat([layers.to(given[-1].dtype) for layers in given], 2)) if given else None
+        if not given:
+            return None
+        return Given(given[0] if len(given) == 1 else torch.cat(given, 2))
