@@ -5,9 +5,9 @@ Where they stand is a choice. In front of the text they pass through the base on
 row, but the text then depends on nothing that is learned, so nothing is propagated back through it. Around the text, as in
 the paper's template {[P0..Pi], x, [Pi+1..Pm], y}, one encoder makes both groups.
 
-Only the P x D vectors are exported; the encoder stays in the training state. The encoders have the shapes PEFT gives them
-(three linear layers; or a two-layer bidirectional LSTM and two linear layers). By default the encoder learns what to add
-to embeddings of ordinary tokens and begins by adding nothing (the residual form of Razdaibiedina et al. 2023,
+Only the P x D vectors are exported; the encoder stays in the training state. Encoders are named by where they come from (see
+`prompt_encoders.py`); the default has the shapes that PEFT gives them. By default the encoder learns what to add to
+embeddings of ordinary tokens and begins by adding nothing (the residual form of Razdaibiedina et al. 2023,
 arXiv:2305.03937): the prompt starts where the base has seen input, which saves most of the warm-up of a random start.
 Shapes: P virtual tokens, D embedding width of the base, H width inside the encoder.
 """
@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from tritune.errors import NotMergeable
 from tritune.methods.base import Budget, Delta, Method
+from tritune.methods.prompt_encoders import ENCODERS, FIXED, Origin, PromptEncoder, Widths
 from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Segment
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
-
-LSTM_LAYERS = 2
 
 
 class PTuning(MethodConfig):
@@ -36,6 +35,7 @@ class PTuning(MethodConfig):
 
     tokens: P, number of virtual tokens.
     encoder: "mlp", "lstm" or "none" (the vectors themselves are the parameters: prompt tuning, Lester et al. 2021).
+    origin: whose encoder: "peft", "nemo", or one of the paper's own, "thudm-lama" (with "lstm") and "thudm-fewshot".
     start: "vocabulary": embeddings of tokens drawn from the frequent ones; "text": those of `text`, repeated or cut to
         P tokens; "random": whatever the encoder makes of N(0, 1), as PEFT does.
     text: words that describe the task, for start "text".
@@ -47,6 +47,7 @@ class PTuning(MethodConfig):
 
     tokens: int = Field(default=20, ge=1)
     encoder: Literal["mlp", "lstm", "none"] = "mlp"
+    origin: Origin = "peft"
     start: Start = "vocabulary"
     text: str | None = Field(default=None, min_length=1)
     hidden: int | None = Field(default=None, ge=1)
@@ -73,8 +74,22 @@ class PTuning(MethodConfig):
         """How many tokens stand in front of the row."""
         return {"prefix": self.tokens, "suffix": 0, "around": self.front or 0}[self.placement]
 
-    def width(self, base: Base) -> int:
-        return self.hidden or base.d_embedding
+    @model_validator(mode="after")
+    def _encoder_of_origin(self) -> Self:
+        if self.encoder == "none":
+            if self.origin != "peft":
+                raise ValueError(f"origin '{self.origin}' names an encoder, and 'encoder' is \"none\"")
+        elif (self.origin, self.encoder) not in ENCODERS:
+            raise ValueError(f"origin '{self.origin}' has no encoder '{self.encoder}'")
+        if self.hidden is not None and self.origin in FIXED:
+            raise ValueError(f"the encoder of '{self.origin}' is as wide as the base: leave 'hidden' out")
+        return self
+
+    def widths(self, base: Base) -> Widths | None:
+        """Of the encoder; None: there is none."""
+        if self.encoder == "none":
+            return None
+        return ENCODERS[self.origin, self.encoder](base.d_embedding, self.hidden or base.d_embedding)
 
 
 class PTuningDelta(Delta):
@@ -109,51 +124,6 @@ class PTuningDelta(Delta):
         return {"prompt": self.prompt_PD().detach().clone()}
 
 
-class LstmEncoder(nn.Module):
-    """Bidirectional LSTM over the table's rows, then two linear layers."""
-
-    def __init__(self, D: int, H: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(D, H, num_layers=LSTM_LAYERS, bidirectional=True, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(2 * H, 2 * H), nn.ReLU(), nn.Linear(2 * H, D))
-
-    @property
-    def last(self) -> nn.Linear:
-        return self.mlp[-1]  # type: ignore[return-value]
-
-    def forward(self, table_PD: Tensor) -> Tensor:
-        prompt_PD: Tensor = self.mlp(self.lstm(table_PD[None])[0][0])
-        return prompt_PD
-
-
-class MlpEncoder(nn.Module):
-    """Three linear layers, row by row."""
-
-    def __init__(self, D: int, H: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D))
-
-    @property
-    def last(self) -> nn.Linear:
-        return self.mlp[-1]  # type: ignore[return-value]
-
-    def forward(self, table_PD: Tensor) -> Tensor:
-        prompt_PD: Tensor = self.mlp(table_PD)
-        return prompt_PD
-
-
-_ENCODERS: Mapping[str, type[MlpEncoder] | type[LstmEncoder]] = {"mlp": MlpEncoder, "lstm": LstmEncoder}
-
-
-def _encoder_size(config: PTuning, D: int, H: int) -> int:
-    if config.encoder == "mlp":
-        return D * H + H * H + H * D + 2 * H + D
-    if config.encoder == "lstm":
-        one_way = [4 * H * (n_in + H + 2) for n_in in (D, *[2 * H] * (LSTM_LAYERS - 1))]
-        return 2 * sum(one_way) + 2 * H * 2 * H + 2 * H + 2 * H * D + D
-    return 0
-
-
 class PTuningMethod(Method[PTuning]):
     kind = "ptuning"
     strategy = Strategy.P_TUNING
@@ -168,12 +138,14 @@ class PTuningMethod(Method[PTuning]):
         PTuning(tokens=5, hidden=6, start="text", text="abc"),
         PTuning(tokens=3, hidden=8, placement="suffix"),
         PTuning(tokens=4, encoder="lstm", hidden=5, placement="around", front=1),
+        PTuning(tokens=4, origin="nemo", hidden=8),
+        PTuning(tokens=3, encoder="lstm", origin="thudm-lama", placement="around", front=2),
     )
 
     def budget(self, config: PTuning, base: Base) -> Budget:
-        D, H = base.d_embedding, config.width(base)
-        stored = config.tokens * D
-        return Budget(trained=stored + _encoder_size(config, D, H), stored=stored, stored_bytes=4 * stored)
+        stored, widths = config.tokens * base.d_embedding, config.widths(base)
+        size = 0 if widths is None else widths.size(base.d_embedding)
+        return Budget(trained=stored + size, stored=stored, stored_bytes=4 * stored)
 
     def virtual_tokens(self, config: PTuning) -> int:
         return config.tokens
@@ -185,19 +157,12 @@ class PTuningMethod(Method[PTuning]):
         return {"prompt": (config.tokens, base.d_embedding)}
 
     def init(self, config: PTuning, base: Base, rng: torch.Generator) -> Delta:
-        D, H = base.d_embedding, config.width(base)
         with torch.random.fork_rng(devices=[]):  # layers of torch draw from the global generator
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
-            encoder = _ENCODERS[config.encoder](D, H) if config.encoder != "none" else None
-            table_PD = torch.randn(config.tokens, D)
-            start_PD = None
-            if config.start != "random":
-                start_PD = _embeddings(base, start_ids(base, config.tokens, config.text))
+            encoder = new_encoder(config, base)
+            table_PD, start_PD = new_vectors(config, base)
         if encoder is None:
             return PTuningDelta(config, table_PD if start_PD is None else start_PD, None).to(base.device)
-        if start_PD is not None:
-            nn.init.zeros_(encoder.last.weight)
-            nn.init.zeros_(encoder.last.bias)
         return PTuningDelta(config, table_PD, encoder, start_PD).to(base.device)
 
     def _load(self, config: PTuning, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
@@ -210,9 +175,25 @@ class PTuningMethod(Method[PTuning]):
         )
 
 
-def _embeddings(base: Base, ids_P: Tensor) -> Tensor:
-    rows_PD: Tensor = base.embedding(ids_P.to(base.device))
-    return rows_PD.detach().cpu()
+def new_encoder(config: PTuning, base: Base) -> PromptEncoder | None:
+    """A fresh encoder, drawn by torch's own generator; None: the config has none."""
+    widths = config.widths(base)
+    if widths is None:
+        return None
+    encoder = PromptEncoder(base.d_embedding, widths)
+    if config.start != "random":  # begins by adding nothing
+        nn.init.zeros_(encoder.last.weight)
+        nn.init.zeros_(encoder.last.bias)
+    return encoder
+
+
+def new_vectors(config: PTuning, base: Base, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+    """A table (P, D), and the embeddings (P, D) that the prompt starts from, if any."""
+    table_PD = torch.randn(config.tokens, base.d_embedding, generator=rng)
+    if config.start == "random":
+        return table_PD, None
+    start_PD: Tensor = base.embedding(start_ids(base, config.tokens, config.text, rng).to(base.device))
+    return table_PD, start_PD.detach().cpu()
 
 
 METHOD = PTuningMethod()

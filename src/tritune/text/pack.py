@@ -46,10 +46,10 @@ def shared_beginning(rows: Sequence[tuple[int, ...]]) -> int:
     return n if n * (len(rows) - 1) >= WORTH_SHARING else 0
 
 
-def training_batch(rows: Sequence[Encoded]) -> Batch:
-    """Loss is taken on every token of each answer, at the position that predicts it."""
+def training_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -> Batch:
+    """Loss is taken on every token of each answer, at the position that predicts it. `slots`: the adaptation of each row."""
     build = _Builder()
-    n = shared_beginning([row.context for row in rows])
+    n = _shared(rows, slots)
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     labels = [IGNORE] * n
     for row in rows:
@@ -57,7 +57,13 @@ def training_batch(rows: Sequence[Encoded]) -> Batch:
         own = row.context[n:]
         build.add((*own, *row.target[:-1]), parents, len(own))
         labels += [IGNORE] * (len(own) - 1) + list(row.target)
-    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels))
+    span_slots = None if slots is None else (*slots[: len(parents)], *slots)
+    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels), span_slots)
+
+
+def _shared(rows: Sequence[Encoded], slots: Sequence[int] | None) -> int:
+    """How much of their beginning rows share: nothing across adaptations."""
+    return shared_beginning([row.context for row in rows]) if slots is None or len(set(slots)) == 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class ScoringBatch:
 def scoring_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -> ScoringBatch:
     """Every choice of every row; a row's context goes through the base once."""
     build = _Builder()
-    n = shared_beginning([row.context for row in rows]) if slots is None or len(set(slots)) == 1 else 0
+    n = _shared(rows, slots)
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     span_slots = [] if slots is None else list(slots[:1]) * bool(n)
     scores: list[tuple[int, int, int]] = []
