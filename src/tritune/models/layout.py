@@ -1,6 +1,6 @@
 """Where every packed token sits and what it may attend to, as index tensors. Built once per batch, used by all layers.
 
-Knows no model: only spans and lengths. `attention.py` reads the result.
+Knows no model: only spans and lengths. `attention.py` reads the result; `pieces.py` puts virtual tokens in their places.
 Shapes: N packed tokens (those of segments in front first), M keys (given ones, then packed ones), B spans of a group, L
 longest span of a group, P keys that all spans of a group share (or virtual tokens of a segment), S longest list of a
 span's further keys.
@@ -8,7 +8,7 @@ span's further keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tritune.models.base import Batch, Span
 from tritune.models.past import Past
+from tritune.models.pieces import Lengths, asked_of, in_key_order, pieces_of, rows_behind
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
@@ -65,18 +66,18 @@ class Layout:
     back_N: Tensor
     slot_N: Tensor | None
     source_N: Tensor | None
-    rows_behind: Mapping[int | None, int]
+    rows_behind: Lengths
     asked: Tensor
     past: Past | None = None
 
 
 def build(
     batch: Batch,
-    front: Mapping[int | None, int],
+    front: Lengths,
     device: torch.device,
     *,
-    behind: Mapping[int | None, int] = MappingProxyType({}),
-    deep: Mapping[int | None, int] = MappingProxyType({}),
+    behind: Lengths = MappingProxyType({}),
+    deep: Lengths = MappingProxyType({}),
     texts_given: bool = False,
 ) -> Layout:
     """Lay out a batch with its virtual tokens. Segments' lengths are given by slot; key None: one for all rows.
@@ -87,8 +88,8 @@ def build(
         deep: segments in front of rows whose keys and values are given. These come first in the past.
         texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
     """
-    pieces = _pieces(batch, front, behind, deep, texts_given)
-    spans = _in_key_order(pieces)
+    pieces = pieces_of(batch, front, behind, deep, texts_given)
+    spans = in_key_order(pieces)
     n_given = sum(piece.length for piece in pieces if piece.given)
     past = [sum(spans[p].length for p in span.parents) for span in spans]
     computed = [i for i, piece in enumerate(pieces) if not piece.given]
@@ -111,156 +112,16 @@ def build(
     source_N, asked = None, torch.arange(len(batch.tokens_N)) + n_front
     if behind or texts_given:
         source_N = torch.cat([torch.arange(start, start + n) for i in computed for start, n in pieces[i].source])
-        asked = _asked(batch, pieces, source_N, n_front)
+        asked = asked_of(batch, pieces, source_N, n_front)
     return Layout(
         positions_N=positions[n_given:].to(device),
         groups=tuple(groups),
         back_N=torch.argsort(torch.cat(order)).to(device),
         slot_N=slot_N,
         source_N=None if source_N is None else source_N.to(device),
-        rows_behind=_rows_behind(batch, behind),
+        rows_behind=rows_behind(batch, behind),
         asked=asked,
     )
-
-
-def text_batch(batch: Batch) -> Batch:
-    """The texts alone: spans where a row's text ends (`Span.text`), up to there, and what they see."""
-    texts = _texts(batch)
-    index = {old: new for new, old in enumerate(texts)}
-    spans, tokens = [], []
-    at = 0
-    for i, length in texts.items():
-        span = batch.spans[i]
-        spans.append(Span(at, length, tuple(index[p] for p in span.parents), span.text))
-        tokens.append(batch.tokens_N[span.start : span.start + length])
-        at += length
-    return Batch(torch.cat(tokens), tuple(spans))
-
-
-def _texts(batch: Batch) -> dict[int, int]:
-    """Spans that `text_batch` holds -> how many of their tokens."""
-    found: dict[int, int] = {}
-    for i, span in enumerate(batch.spans):
-        if span.text is not None:
-            found |= {p: batch.spans[p].length for p in span.parents} | {i: span.text}
-    return dict(sorted(found.items()))
-
-
-@dataclass(slots=True)
-class _Piece:
-    """A span in the making. `source`: runs (start, length) of inputs, counted as in `Layout.source_N`."""
-
-    length: int
-    parents: tuple[int, ...]
-    slot: int
-    source: tuple[tuple[int, int], ...] = ()
-    given: bool = False
-    end: tuple[int, int] | None = None  # last token of the text before it, and the last virtual one that answers for it
-
-
-def _pieces(
-    batch: Batch,
-    front: Mapping[int | None, int],
-    behind: Mapping[int | None, int],
-    deep: Mapping[int | None, int],
-    texts_given: bool,
-) -> list[_Piece]:
-    """Segments in front, then the batch's spans, each behind its own slot's segment. A span whose text has virtual tokens
-    behind it becomes two: the text, and what follows."""
-    _check_slots(batch, front, behind, deep)
-    pieces: list[_Piece] = []
-    first: dict[int | None, int] = {}
-    at = 0
-    for slot, length in deep.items():
-        first[slot] = len(pieces)
-        pieces.append(_Piece(length, (), _number(slot), given=True))
-    for slot, length in front.items():
-        first[slot] = len(pieces)
-        pieces.append(_Piece(length, (), _number(slot), ((at, length),)))
-        at += length
-    given = _texts(batch) if texts_given else {}
-    next_behind = _starts_behind(batch, behind, at + len(batch.tokens_N))
-    became: list[tuple[int, ...]] = []
-    for i, span in enumerate(batch.spans):
-        own = None if batch.slots is None else batch.slots[i]
-        mine = first.get(own, first.get(None))
-        parents = (*(() if mine is None else (mine,)), *(q for p in span.parents for q in became[p]))
-        key = own if own in behind else None
-        P = behind.get(key, 0)
-        start = at + span.start
-        became.append((len(pieces),))
-        if span.text is None or not (P or texts_given):
-            pieces.append(_Piece(span.length, parents, _number(own), ((start, span.length),), i in given))
-            continue
-        pieces.append(_Piece(span.text, parents, _number(own), ((start, span.text),), i in given))
-        runs = ((next_behind.get(key, 0), P), (start + span.text, span.length - span.text))
-        follows = tuple((run, n) for run, n in runs if n)
-        if follows:
-            end = (span.start + span.text - 1, runs[0][0] + P - 1) if P else None
-            became[-1] = (len(pieces) - 1, len(pieces))
-            pieces.append(
-                _Piece(sum(n for _, n in follows), (*parents, len(pieces) - 1), _number(own), follows, end=end)
-            )
-        if P:
-            next_behind[key] += P
-    return pieces
-
-
-def _check_slots(batch: Batch, *kinds: Mapping[int | None, int]) -> None:
-    """No segment may go unseen by the rows it is meant for."""
-    front, behind, deep = kinds
-    every = set().union(*kinds)
-    if every - {None}:
-        assert batch.slots is not None, "segments of slots need a batch with slots: its rows would see none of them"
-        assert None not in every, "a segment for every row beside segments of slots: which comes first is not said"
-    assert not set(front) & set(deep), "two segments in front for one slot"
-    slots = [None] * len(batch.spans) if batch.slots is None else batch.slots
-    for slot in behind:
-        mine = [s for s, own in zip(batch.spans, slots, strict=True) if slot is None or own == slot]
-        marked = [s for s in mine if s.text is not None]
-        assert marked or not mine, "a segment behind texts, and no span says where its text ends"
-        assert all(0 < (s.text or 0) <= s.length for s in marked), "a text ends inside its span"
-        assert all(batch.spans[p].text is None for s in marked for p in s.parents), "a row's text ends twice"
-
-
-def _rows_behind(batch: Batch, behind: Mapping[int | None, int]) -> dict[int | None, int]:
-    """How many texts of each slot have its segment behind them."""
-    slots = [None] * len(batch.spans) if batch.slots is None else batch.slots
-    marked = [own for span, own in zip(batch.spans, slots, strict=True) if span.text is not None]
-    return {slot: len(marked) if slot is None else marked.count(slot) for slot in behind}
-
-
-def _starts_behind(batch: Batch, behind: Mapping[int | None, int], at: int) -> dict[int | None, int]:
-    starts: dict[int | None, int] = {}
-    for slot, rows in _rows_behind(batch, behind).items():
-        starts[slot] = at
-        at += rows * behind[slot]
-    return starts
-
-
-def _number(slot: int | None) -> int:
-    return -1 if slot is None else slot
-
-
-def _in_key_order(pieces: Sequence[_Piece]) -> list[Span]:
-    """Where each piece's keys lie: the given ones first."""
-    spans: list[Span] = []
-    at, given_at = sum(piece.length for piece in pieces if piece.given), 0
-    for piece in pieces:
-        spans.append(Span(given_at if piece.given else at, piece.length, piece.parents))
-        given_at, at = (given_at + piece.length, at) if piece.given else (given_at, at + piece.length)
-    return spans
-
-
-def _asked(batch: Batch, pieces: Sequence[_Piece], source_N: Tensor, n_front: int) -> Tensor:
-    ends = [piece.end for piece in pieces if piece.end is not None]
-    size = 1 + max(int(source_N.max()), n_front + len(batch.tokens_N) - 1)
-    packed = torch.full((size,), -1).index_copy(0, source_N, torch.arange(len(source_N)))
-    asked = packed[n_front : n_front + len(batch.tokens_N)].clone()
-    if ends:
-        token, virtual = torch.tensor(ends).T
-        asked[token] = packed[virtual]
-    return asked
 
 
 def _grouped(spans: Sequence[Span], past: Sequence[int], computed: Sequence[int]) -> list[list[int]]:

@@ -34,9 +34,10 @@ from tritune.models import attention
 from tritune.models.base import Batch, Edits, NoEdits, Site
 from tritune.models.bound import Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
-from tritune.models.layout import Layout, build, text_batch
+from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.past import Recorded, Virtual
+from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
 from tritune.models.sites import Place, Rows, find_places, heads
 from tritune.models.texts import TextCache

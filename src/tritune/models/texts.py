@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tritune.models.base import Batch, Span
-from tritune.models.layout import text_batch
+from tritune.models.pieces import text_batch
 from tritune.text.pack import shared_beginning
 
 #: tokens that are computed at once

@@ -13,8 +13,9 @@ from torch import nn
 from tests import oracles
 from tritune.models.attention import packed_attention
 from tritune.models.base import BARE, Batch, Span
-from tritune.models.layout import SLACK_SHARE, SLACK_TOKENS, Layout, build, text_batch
+from tritune.models.layout import SLACK_SHARE, SLACK_TOKENS, Layout, build
 from tritune.models.past import Given
+from tritune.models.pieces import text_batch
 
 CPU = torch.device("cpu")
 
@@ -110,12 +111,14 @@ def test_each_slot_sees_its_own_virtual_segment_only(data: st.DataObject) -> Non
 
 @st.composite
 def texts(draw: st.DrawFn) -> tuple[tuple[Span, ...], tuple[int, ...]]:
-    """A forest whose spans may end a text (once from root to leaf), and a slot for each tree."""
+    """A forest where every row's text ends once from root to leaf, and a slot for each tree."""
     spans: list[Span] = []
     slots: list[int] = []
-    for span in draw(forests()):
+    forest = draw(forests())
+    inner = {p for span in forest for p in span.parents}
+    for i, span in enumerate(forest):
         fresh = not any(spans[p].text for p in span.parents)
-        text = draw(st.integers(1, span.length)) if fresh and draw(st.booleans()) else None
+        text = draw(st.integers(1, span.length)) if fresh and (i not in inner or draw(st.booleans())) else None
         spans.append(Span(span.start, span.length, span.parents, text))
         slots.append(slots[span.parents[0]] if span.parents else draw(st.sampled_from((BARE, 0, 1))))
     return tuple(spans), tuple(slots)
@@ -214,8 +217,9 @@ def test_given_keys_in_front_are_a_first_parent_of_every_span(
 
 
 def test_a_segment_behind_texts_that_no_span_marks_is_refused() -> None:
-    with pytest.raises(AssertionError, match="where its text ends"):
-        build(batch_of((Span(0, 3),)), {}, CPU, behind={None: 2})
+    for spans in ((Span(0, 3),), (Span(0, 3, text=3), Span(3, 2))):
+        with pytest.raises(AssertionError, match="where its text ends"):
+            build(batch_of(spans), {}, CPU, behind={None: 2})
     with pytest.raises(AssertionError, match="ends twice"):
         build(batch_of((Span(0, 3, text=3), Span(3, 2, (0,), text=1))), {}, CPU, behind={None: 2})
     with pytest.raises(AssertionError, match="inside its span"):
