@@ -108,12 +108,19 @@ class Trial:
             stop=stop,
         )
         del resume  # the loop takes it over; a name here would keep a copy of every weight through the whole run
-        for event in events:
-            if event.kind in ("step", "evaluation"):
-                self.curve.append(event.point)
-            if event.best:
-                self.best_step = event.step
-            yield event
+        with self.base.remembering(self._seen_again()):
+            for event in events:
+                if event.kind in ("step", "evaluation"):
+                    self.curve.append(event.point)
+                if event.best:
+                    self.best_step = event.step
+                yield event
+
+    def _seen_again(self) -> list[tuple[int, ...]]:
+        """Texts that go through the base more than once in this run."""
+        train = self._train.encoded if self.training.epochs > 1 else ()
+        dev = self._dev.encoded if self.training.evaluations > 1 else ()
+        return [row.context for row in (*train, *dev)]
 
     @property
     def total_steps(self) -> int:

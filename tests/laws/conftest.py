@@ -74,7 +74,8 @@ def ids_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 
 def batch_of(rows: Sequence[Sequence[int]], slots: tuple[int, ...] | None = None) -> Batch:
     starts = [sum(map(len, rows[:i])) for i in range(len(rows))]
-    spans = tuple(Span(start, len(row)) for start, row in zip(starts, rows, strict=True))
+    # a row's text ends with the row: where virtual tokens stand behind it, its last position is the last of these
+    spans = tuple(Span(start, len(row), text=len(row)) for start, row in zip(starts, rows, strict=True))
     return Batch(torch.tensor([i for row in rows for i in row]), spans, None, slots)
 
 

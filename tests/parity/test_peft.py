@@ -22,10 +22,12 @@ from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
+from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
+from tritune.models.tiny import CONFIGS
 from tritune.spec import MethodConfig
 
 ROWS = rows_of((7, 12, 3))
@@ -297,6 +299,52 @@ def test_p_tuning_is_pefts_p_tuning(name: str, encoder: str) -> None:
     assert_gradients_close(gradients, {n: p.grad for n, p in pairs.items()})
     stored = model.get_prompt_embedding_to_save("default")
     torch.testing.assert_close(delta.export()["prompt"], stored.detach(), rtol=1e-5, atol=1e-6)
+
+
+# --- prefix tuning ---
+
+
+def peft_prefix(base: Base, config: Prefix) -> Any:
+    given = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=config.tokens,
+        prefix_projection=config.hidden is not None,
+        encoder_hidden_size=config.hidden,
+    )
+    return peft.get_peft_model(oracles.stock(base), given).eval()
+
+
+def peft_order(layers_n2PKd: Tensor) -> Tensor:
+    """(P, n 2 K d): layer 0 keys, layer 0 values, layer 1 keys, ..."""
+    return layers_n2PKd.permute(2, 0, 1, 3, 4).flatten(1)
+
+
+@pytest.mark.parametrize("hidden", [None, HIDDEN], ids=["direct", "network"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prefix_tuning_is_pefts_prefix_tuning(name: str, hidden: int | None) -> None:
+    """All families: grouped heads, sliding windows shorter than the rows, learned and rotary positions."""
+    base = base_of(name)
+    config = Prefix(tokens=4, hidden=hidden, start="random")
+    delta = moved(config, base)
+    model = peft_prefix(base, config)
+    encoder = model.prompt_encoder["default"]
+    pairs = {"table": encoder.embedding.weight}
+    if hidden is not None:
+        pairs |= {f"network.mlp.{n}": p for n, p in encoder.transform.named_parameters()}
+    assert pairs.keys() == delta.trainable().keys(), "the same nets"
+    stored = {n: peft_order(p) if n == "table" and hidden is None else p for n, p in delta.trainable().items()}
+    assert {n: p.shape for n, p in stored.items()} == {n: p.shape for n, p in pairs.items()}
+    with torch.no_grad():
+        for tensor_name, parameter in stored.items():
+            pairs[tensor_name].copy_(parameter)
+    wanted = run_peft(model)
+    got, gradients = ours(base, delta)
+    assert_close(got, wanted, bare(name))
+    if hidden is None:
+        gradients = {"table": peft_order(gradients["table"])}
+    assert_gradients_close(gradients, {n: p.grad for n, p in pairs.items()})
+    their_export = model.get_prompt_embedding_to_save("default")
+    torch.testing.assert_close(peft_order(delta.export()["prefix"]), their_export, rtol=1e-5, atol=1e-6)
 
 
 # --- bottleneck adapters, by adapter-hub's formulas ---

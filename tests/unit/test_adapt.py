@@ -71,6 +71,7 @@ QUICK = Training(epochs=1, batch_tokens=600, evaluations=1)
 EFFORT: Mapping[str, tuple[MethodConfig, float, float | None]] = {
     "full": (tt.Full(), 3e-3, 0.9),
     "ptuning": (tt.PTuning(tokens=16), 3e-2, None),
+    "prefix": (tt.Prefix(tokens=16), 3e-2, None),
     "bottleneck": (tt.Bottleneck(reduction_factor=0.5, placement="double_seq", nonlinearity="gelu"), 3e-2, 0.9),
     "ia3": (tt.IA3(output_roles=LINEAR_ROLES, input_roles=(Role.ATTN_O, Role.MLP_DOWN)), 1e-1, None),
     "lora": (tt.LoRA(rank=8), 2e-2, 0.9),
@@ -255,6 +256,35 @@ def test_without_test_rows_it_adapts_and_predicts_but_does_not_evaluate() -> Non
     assert len(found.predict(["ab+1"])) == 1
     with pytest.raises(Mismatch, match="no test rows"):
         found.evaluate()
+
+
+def test_a_run_from_remembered_texts_goes_on_bit_for_bit() -> None:
+    """Behind a text, where nothing of it is learned: the text goes through the base once per run, stop or no stop."""
+    training = Training(epochs=3, batch_tokens=200, evaluations=2)
+    config, task = tt.PTuning(tokens=4, hidden=6, placement="suffix"), task_of(60, 20, 0)
+
+    def trial(resume: TrainState | None = None) -> Trial:
+        return Trial(base_of(BASE), task, config, training, 1e-2, 0, resume)
+
+    straight, stopped = trial(), trial()
+    computed: list[int] = []
+    first = base_of(BASE).model.model.layers[0].mlp
+    handle = first.register_forward_hook(lambda _, args, __: computed.append(args[0].shape[-2]))
+    try:
+        steps = sum(event.kind == "step" for event in straight.events())
+    finally:
+        handle.remove()
+    texts = {row.context for row in (*straight._train.encoded, *straight._dev.encoded)}
+    behind = 3 * sum(4 + len(row.target) - 1 for row in straight._train.encoded)
+    assert steps > 10
+    scored = 2 * sum(4 + sum(len(choice) - 1 for choice in row.choices) for row in straight._dev.encoded)
+    assert sum(computed) == sum(map(len, texts)) + behind + scored, "every text once, whatever the epochs"
+    states: list[TrainState] = []
+    list(stopped.events(until=steps - 4, save=states.append))
+    resumed = trial(states[-1])
+    list(resumed.events())
+    for name, tensor in straight.delta.state().items():
+        assert torch.equal(tensor, resumed.delta.state()[name]), name
 
 
 def test_rows_that_are_too_long_are_listed_before_anything_is_trained() -> None:

@@ -22,13 +22,14 @@ from tritune.models.load import Base
 
 
 def terms_of(adaptation: Adaptation) -> dict[str, LowRank]:
-    """The term of every adapted site, by key."""
+    """The term of every adapted site, by key. All have the config's own scale: what a role has of its own goes into B."""
     given, tensors = adaptation.config, adaptation.delta.export()
     assert isinstance(given, LoRA)
-    return {
-        site.key: LowRank(tensors[f"{site.key}.A"].cpu(), tensors[f"{site.key}.B"].cpu(), given.scale)
-        for site in adaptation.delta.sites()
-    }
+    terms = {}
+    for site in adaptation.delta.sites():
+        A_rD, B_Er, own = tensors[f"{site.key}.A"].cpu(), tensors[f"{site.key}.B"].cpu(), given.scale_at(site)
+        terms[site.key] = LowRank(A_rD, B_Er if own == given.scale else B_Er * (own / given.scale), given.scale)
+    return terms
 
 
 def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, dropout: float = 0.0) -> Incoming:

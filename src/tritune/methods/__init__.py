@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "full": "tritune.methods.full:Full",
     "ptuning": "tritune.methods.ptuning:PTuning",
+    "prefix": "tritune.methods.prefix:Prefix",
     "bottleneck": "tritune.methods.bottleneck:Bottleneck",
     "ia3": "tritune.methods.ia3:IA3",
     "lora": "tritune.methods.lora:LoRA",

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tritune.errors import Mismatch, NotMergeable, Problem
-from tritune.models.base import LINEAR_ROLES, LowRank, Role, Segment, Site
+from tritune.models.base import LINEAR_ROLES, DeepSegment, LowRank, Role, Segment, Site
 from tritune.models.dtype import at_least_float32
 from tritune.models.load import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
@@ -88,7 +89,7 @@ class Delta(nn.Module, ABC):
     def sites(self) -> Sequence[Site]:
         return self._sites
 
-    def segments(self) -> Sequence[Segment]:
+    def segments(self) -> Sequence[Segment | DeepSegment]:
         return ()
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
@@ -157,7 +158,7 @@ class Method(ABC, Generic[C]):
         return self.scope is Scope.BASE
 
     def virtual_tokens(self, config: C) -> int:
-        """Tokens that stand in front of every row and take of the positions the base has."""
+        """Tokens that every row gets beside its own, wherever they stand: they take of the positions the base has."""
         return 0
 
     def identity_at_start(self, config: C) -> bool:
@@ -231,8 +232,8 @@ class Bank:
     def sites(self) -> Sequence[Site]:
         return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
 
-    def segments(self) -> Sequence[Segment]:
-        return [Segment(s.embeddings_PD, slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+    def segments(self) -> Sequence[Segment | DeepSegment]:
+        return [replace(s, slot=slot) for slot, delta in self.deltas.items() for s in delta.segments()]
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is not None, "a bank needs a batch with slots"

@@ -1,9 +1,13 @@
-"""P-tuning: virtual tokens in front of every row, made by a small prompt encoder while training
+"""P-tuning: virtual tokens around every row's text, made by a small prompt encoder while training
 (Liu et al. 2021, arXiv:2103.10385). Training, not prompting: the vectors are learned by gradient and need not be words.
 
-Only the P x D vectors are exported; the encoder stays in the training state. The encoders have the shapes PEFT gives them
-(three linear layers; or a two-layer bidirectional LSTM and two linear layers). By default the encoder learns what to add
-to embeddings of ordinary tokens and begins by adding nothing (the residual form of Razdaibiedina et al. 2023,
+Where they stand is a choice. In front of the text they pass through the base once per batch. Behind it they pass once per
+row, but the text then depends on nothing that is learned, so nothing is propagated back through it. Around the text, as in
+the paper's template {[P0..Pi], x, [Pi+1..Pm], y}, one encoder makes both groups.
+
+Only the P x D vectors are exported; the encoder stays in the training state. Encoders are named by where they come from (see
+`prompt_encoders.py`); the default has the shapes that PEFT gives them. By default the encoder learns what to add to
+embeddings of ordinary tokens and begins by adding nothing (the residual form of Razdaibiedina et al. 2023,
 arXiv:2305.03937): the prompt starts where the base has seen input, which saves most of the warm-up of a random start.
 Shapes: P virtual tokens, D embedding width of the base, H width inside the encoder.
 """
@@ -19,13 +23,11 @@ from torch import Tensor, nn
 
 from tritune.errors import NotMergeable
 from tritune.methods.base import Budget, Delta, Method
+from tritune.methods.prompt_encoders import ENCODERS, FIXED, Origin, PromptEncoder, Widths
+from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Segment
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
-
-LSTM_LAYERS = 2
-#: a prompt starts among so many tokens (Lester et al. 2021 take the 5,000 most common)
-FREQUENT = 5000
 
 
 class PTuning(MethodConfig):
@@ -33,26 +35,61 @@ class PTuning(MethodConfig):
 
     tokens: P, number of virtual tokens.
     encoder: "mlp", "lstm" or "none" (the vectors themselves are the parameters: prompt tuning, Lester et al. 2021).
+    origin: whose encoder: "peft", "nemo", or one of the paper's own, "thudm-lama" (with "lstm") and "thudm-fewshot".
     start: "vocabulary": embeddings of tokens drawn from the frequent ones; "text": those of `text`, repeated or cut to
         P tokens; "random": whatever the encoder makes of N(0, 1), as PEFT does.
     text: words that describe the task, for start "text".
     hidden: H, width inside the encoder; null: the base's embedding width.
+    placement: "prefix": in front of the row; "suffix": behind its text, before the answer; "around": `front` tokens in
+        front, the others behind.
+    front: for placement "around", how many tokens stand in front.
     """
 
     tokens: int = Field(default=20, ge=1)
     encoder: Literal["mlp", "lstm", "none"] = "mlp"
-    start: Literal["vocabulary", "text", "random"] = "vocabulary"
+    origin: Origin = "peft"
+    start: Start = "vocabulary"
     text: str | None = Field(default=None, min_length=1)
     hidden: int | None = Field(default=None, ge=1)
+    placement: Literal["prefix", "suffix", "around"] = "prefix"
+    front: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _text_for_start(self) -> Self:
-        if (self.start == "text") != (self.text is not None):
-            raise ValueError('\'text\' goes with start "text", and start "text" needs it')
+        check_text(self.start, self.text)
         return self
 
-    def width(self, base: Base) -> int:
-        return self.hidden or base.d_embedding
+    @model_validator(mode="after")
+    def _front_for_around(self) -> Self:
+        if (self.placement == "around") != (self.front is not None):
+            raise ValueError('\'front\' goes with placement "around", and placement "around" needs it')
+        if self.front is not None and self.front >= self.tokens:
+            raise ValueError(
+                f"'front' is {self.front} of {self.tokens} tokens: placement \"around\" leaves some for behind"
+            )
+        return self
+
+    @property
+    def n_front(self) -> int:
+        """How many tokens stand in front of the row."""
+        return {"prefix": self.tokens, "suffix": 0, "around": self.front or 0}[self.placement]
+
+    @model_validator(mode="after")
+    def _encoder_of_origin(self) -> Self:
+        if self.encoder == "none":
+            if self.origin != "peft":
+                raise ValueError(f"origin '{self.origin}' names an encoder, and 'encoder' is \"none\"")
+        elif (self.origin, self.encoder) not in ENCODERS:
+            raise ValueError(f"origin '{self.origin}' has no encoder '{self.encoder}'")
+        if self.hidden is not None and self.origin in FIXED:
+            raise ValueError(f"the encoder of '{self.origin}' is as wide as the base: leave 'hidden' out")
+        return self
+
+    def widths(self, base: Base) -> Widths | None:
+        """Of the encoder; None: there is none."""
+        if self.encoder == "none":
+            return None
+        return ENCODERS[self.origin, self.encoder](base.d_embedding, self.hidden or base.d_embedding)
 
 
 class PTuningDelta(Delta):
@@ -61,8 +98,11 @@ class PTuningDelta(Delta):
     Loaded from an export: the prompt alone.
     """
 
-    def __init__(self, table_PD: Tensor, encoder: nn.Module | None, start_PD: Tensor | None = None) -> None:
+    def __init__(
+        self, config: PTuning, table_PD: Tensor, encoder: nn.Module | None, start_PD: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.config = config
         self.put("table", table_PD)
         self.encoder = encoder
         self.register_buffer("start", start_PD)
@@ -76,62 +116,19 @@ class PTuningDelta(Delta):
         return encoded_PD if self.start is None else self.start + encoded_PD
 
     def segments(self) -> Sequence[Segment]:
-        return (Segment(self.prompt_PD()),)
+        prompt_PD, n = self.prompt_PD(), self.config.n_front
+        groups = (Segment(prompt_PD[:n]), Segment(prompt_PD[n:], behind=True))
+        return tuple(group for group in groups if len(group.embeddings_PD))
 
     def export(self) -> dict[str, Tensor]:
         return {"prompt": self.prompt_PD().detach().clone()}
-
-
-class LstmEncoder(nn.Module):
-    """Bidirectional LSTM over the table's rows, then two linear layers."""
-
-    def __init__(self, D: int, H: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(D, H, num_layers=LSTM_LAYERS, bidirectional=True, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(2 * H, 2 * H), nn.ReLU(), nn.Linear(2 * H, D))
-
-    @property
-    def last(self) -> nn.Linear:
-        return self.mlp[-1]  # type: ignore[return-value]
-
-    def forward(self, table_PD: Tensor) -> Tensor:
-        prompt_PD: Tensor = self.mlp(self.lstm(table_PD[None])[0][0])
-        return prompt_PD
-
-
-class MlpEncoder(nn.Module):
-    """Three linear layers, row by row."""
-
-    def __init__(self, D: int, H: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D))
-
-    @property
-    def last(self) -> nn.Linear:
-        return self.mlp[-1]  # type: ignore[return-value]
-
-    def forward(self, table_PD: Tensor) -> Tensor:
-        prompt_PD: Tensor = self.mlp(table_PD)
-        return prompt_PD
-
-
-_ENCODERS: Mapping[str, type[MlpEncoder] | type[LstmEncoder]] = {"mlp": MlpEncoder, "lstm": LstmEncoder}
-
-
-def _encoder_size(config: PTuning, D: int, H: int) -> int:
-    if config.encoder == "mlp":
-        return D * H + H * H + H * D + 2 * H + D
-    if config.encoder == "lstm":
-        one_way = [4 * H * (n_in + H + 2) for n_in in (D, *[2 * H] * (LSTM_LAYERS - 1))]
-        return 2 * sum(one_way) + 2 * H * 2 * H + 2 * H + 2 * H * D + D
-    return 0
 
 
 class PTuningMethod(Method[PTuning]):
     kind = "ptuning"
     strategy = Strategy.P_TUNING
     Config = PTuning
-    summary = "learned virtual tokens in front of the text; the base is frozen"
+    summary = "learned virtual tokens beside the text; the base is frozen"
     learning_rate = 2e-3
     variants: ClassVar = (
         PTuning(tokens=3, hidden=8),
@@ -139,12 +136,16 @@ class PTuningMethod(Method[PTuning]):
         PTuning(tokens=4, encoder="none"),
         PTuning(tokens=3, hidden=6, start="random"),
         PTuning(tokens=5, hidden=6, start="text", text="abc"),
+        PTuning(tokens=3, hidden=8, placement="suffix"),
+        PTuning(tokens=4, encoder="lstm", hidden=5, placement="around", front=1),
+        PTuning(tokens=4, origin="nemo", hidden=8),
+        PTuning(tokens=3, encoder="lstm", origin="thudm-lama", placement="around", front=2),
     )
 
     def budget(self, config: PTuning, base: Base) -> Budget:
-        D, H = base.d_embedding, config.width(base)
-        stored = config.tokens * D
-        return Budget(trained=stored + _encoder_size(config, D, H), stored=stored, stored_bytes=4 * stored)
+        stored, widths = config.tokens * base.d_embedding, config.widths(base)
+        size = 0 if widths is None else widths.size(base.d_embedding)
+        return Budget(trained=stored + size, stored=stored, stored_bytes=4 * stored)
 
     def virtual_tokens(self, config: PTuning) -> int:
         return config.tokens
@@ -156,43 +157,43 @@ class PTuningMethod(Method[PTuning]):
         return {"prompt": (config.tokens, base.d_embedding)}
 
     def init(self, config: PTuning, base: Base, rng: torch.Generator) -> Delta:
-        D, H = base.d_embedding, config.width(base)
         with torch.random.fork_rng(devices=[]):  # layers of torch draw from the global generator
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
-            encoder = _ENCODERS[config.encoder](D, H) if config.encoder != "none" else None
-            table_PD = torch.randn(config.tokens, D)
-            start_PD = _embeddings(base, _start_ids(config, base)) if config.start != "random" else None
+            encoder = new_encoder(config, base)
+            table_PD, start_PD = new_vectors(config, base)
         if encoder is None:
-            return PTuningDelta(table_PD if start_PD is None else start_PD, None).to(base.device)
-        if start_PD is not None:
-            nn.init.zeros_(encoder.last.weight)
-            nn.init.zeros_(encoder.last.bias)
-        return PTuningDelta(table_PD, encoder, start_PD).to(base.device)
+            return PTuningDelta(config, table_PD if start_PD is None else start_PD, None).to(base.device)
+        return PTuningDelta(config, table_PD, encoder, start_PD).to(base.device)
 
     def _load(self, config: PTuning, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
-        return PTuningDelta(tensors["prompt"].to(base.device), None)
+        return PTuningDelta(config, tensors["prompt"].to(base.device), None)
 
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
         raise NotMergeable(
-            "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors in front of every "
-            "row. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
+            "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors beside every "
+            "row's text. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
         )
 
 
-def _start_ids(config: PTuning, base: Base) -> Tensor:
-    """Token ids (P) whose embeddings the prompt starts from."""
-    if config.text is not None:
-        ids = base.tokenizer(config.text, add_special_tokens=False)["input_ids"]
-        return torch.tensor([ids[i % len(ids)] for i in range(config.tokens)])
-    special = set(base.tokenizer.all_special_ids)
-    # In most vocabularies the first tokens are the frequent ones.
-    frequent = [i for i in range(min(FREQUENT, base.embedding.num_embeddings)) if i not in special]
-    return torch.tensor(frequent)[torch.randint(len(frequent), (config.tokens,))]
+def new_encoder(config: PTuning, base: Base) -> PromptEncoder | None:
+    """A fresh encoder, drawn by torch's own generator; None: the config has none."""
+    widths = config.widths(base)
+    if widths is None:
+        return None
+    encoder = PromptEncoder(base.d_embedding, widths)
+    if config.start != "random":  # begins by adding nothing
+        nn.init.zeros_(encoder.last.weight)
+        nn.init.zeros_(encoder.last.bias)
+    return encoder
 
 
-def _embeddings(base: Base, ids_P: Tensor) -> Tensor:
-    rows_PD: Tensor = base.embedding(ids_P.to(base.device))
-    return rows_PD.detach().cpu()
+def new_vectors(config: PTuning, base: Base, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+    """A table (P, D), and the embeddings (P, D) that the prompt starts from, if any."""
+    table_PD = torch.randn(config.tokens, base.d_embedding, generator=rng)
+    if config.start == "random":
+        return table_PD, None
+    start_PD: Tensor = base.embedding(start_ids(base, config.tokens, config.text, rng).to(base.device))
+    return table_PD, start_PD.detach().cpu()
 
 
 METHOD = PTuningMethod()

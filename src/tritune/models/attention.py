@@ -60,10 +60,13 @@ def packed_attention(
         asked = ", ".join(name for name, given in refused.items() if given)
         raise UnsupportedBase(f"This model's attention uses {asked}, which packed rows do not support.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if softcap is None and not any(_is_long(group) for group in layout.groups):
-        y_HNd: Tensor = ShortRows.apply(query[0], key[0], value[0], layout, scale, sliding_window)  # type: ignore[no-untyped-call]
-        return y_HNd.transpose(0, 1)[None], None
     q_NHd, k_NKd, v_NKd = (t[0].transpose(0, 1) for t in (query, key, value))
+    if layout.past is not None:
+        k_NKd, v_NKd = layout.past.joined(module.layer_idx, k_NKd, v_NKd)  # type: ignore[arg-type]  # an int
+    if softcap is None and not any(_is_long(group) for group in layout.groups):
+        k_KNd, v_KNd = k_NKd.transpose(0, 1), v_NKd.transpose(0, 1)
+        y_HNd: Tensor = ShortRows.apply(query[0], k_KNd, v_KNd, layout, scale, sliding_window)  # type: ignore[no-untyped-call]
+        return y_HNd.transpose(0, 1)[None], None
     outputs = []
     for group in layout.groups:
         y_BLHd = _attend(group, q_NHd, k_NKd, v_NKd, scale, sliding_window, softcap)

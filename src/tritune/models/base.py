@@ -1,7 +1,8 @@
 """The vocabulary of a base: sites, spans, batches, segments, and `Edits`, the one door into its forward pass.
 
 Data and protocols only: knows no transformers model, no method, no task. `load.py` has the base itself.
-Shapes: N packed tokens, B spans, P virtual tokens, D model width, E output width of a site.
+Shapes: N packed tokens, B spans, P virtual tokens, D model width, E output width of a site; n layers, K key heads, d head
+width (n2PKd: a key and a value of every layer).
 """
 
 from __future__ import annotations
@@ -58,11 +59,15 @@ class Span:
 
     `parents` are indexes of earlier spans, in the order of their positions: a shared instruction, then a row's context,
     then (this span) one of its possible answers. Positions count on from the last parent's end.
+
+    `text`: so many of the span's first tokens end a row's text, and an answer may follow. Virtual tokens that stand behind
+    the text come there. None: no row's text ends in this span. A row's text ends once: no parent of this span is marked.
     """
 
     start: int
     length: int
     parents: tuple[int, ...] = ()
+    text: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,24 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Virtual tokens in front of every row of one adaptation: they pass through the base once per batch."""
+    """Virtual tokens of one adaptation.
+
+    In front of its rows they pass through the base once per batch. Behind a row's text (and before its answers) they see
+    the text, so they pass once per row.
+    """
 
     embeddings_PD: Tensor
-    slot: int | None = None  # None: in front of every row
+    slot: int | None = None  # None: of every row
+    behind: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSegment:
+    """Keys and values in front of every row of one adaptation, for every layer. They take P positions, and are what
+    attention sees there: no positions are applied to them."""
+
+    layers_n2PKd: Tensor
+    slot: int | None = None  # None: of every row
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +125,9 @@ class Edits(Protocol):
         """Where `enter` and `edit` want to be called; everywhere else the base is untouched."""
         ...
 
-    def segments(self) -> Sequence[Segment]:
-        """Virtual tokens, at most one segment per slot. Called once per forward pass, inside the autograd graph."""
+    def segments(self) -> Sequence[Segment | DeepSegment]:
+        """Virtual tokens: per slot at most one segment in front, of either kind, and one behind the text. Called once per
+        forward pass, inside the autograd graph."""
         ...
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
@@ -140,7 +160,7 @@ class NoEdits:
     def sites(self) -> Sequence[Site]:
         return ()
 
-    def segments(self) -> Sequence[Segment]:
+    def segments(self) -> Sequence[Segment | DeepSegment]:
         return ()
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:

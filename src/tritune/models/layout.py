@@ -1,19 +1,23 @@
 """Where every packed token sits and what it may attend to, as index tensors. Built once per batch, used by all layers.
 
-Knows no model: only spans and lengths. `attention.py` reads the result.
-Shapes: N packed tokens (virtual ones first), B spans of a group, L longest span of a group, P keys that all spans of a
-group share, S longest list of a span's further keys.
+Knows no model: only spans and lengths. `attention.py` reads the result; `pieces.py` puts virtual tokens in their places.
+Shapes: N packed tokens (those of segments in front first), M keys (given ones, then packed ones), B spans of a group, L
+longest span of a group, P keys that all spans of a group share (or virtual tokens of a segment), S longest list of a
+span's further keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from tritune.models.base import Batch, Span
+from tritune.models.past import Past
+from tritune.models.pieces import Lengths, asked_of, in_key_order, pieces_of, rows_behind
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
@@ -63,71 +67,82 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`positions_N` counts from the first token a row can see. `back_N` puts the groups' outputs in packed order."""
+    """Tokens are computed in packed order; keys that are given (`past`) come before all packed ones in the groups' indexes.
+
+    `positions_N` counts from the first token a row can see. `back_N` puts the groups' outputs in packed order.
+    `source_N`: what stands at each packed position, as an index into: the tokens of the segments in front, of the batch,
+    and of the segments behind texts, once per row of `rows_behind`. None: just these, in this order.
+    `asked`: for each token of the batch, the packed position whose output says what follows it: its own or, at the end of
+    a text, that of the last virtual token behind it; -1 where neither is computed.
+    """
 
     positions_N: Tensor
     groups: tuple[Group, ...]
     back_N: Tensor
     slot_N: Tensor | None
-    n_virtual: int
+    source_N: Tensor | None
+    rows_behind: Lengths
+    asked: Tensor
+    past: Past | None = None
 
 
-def build(batch: Batch, virtual: Mapping[int | None, int], device: torch.device) -> Layout:
-    """Lay out a batch behind its virtual segments.
+def build(
+    batch: Batch,
+    front: Lengths,
+    device: torch.device,
+    *,
+    behind: Lengths = MappingProxyType({}),
+    deep: Lengths = MappingProxyType({}),
+    texts_given: bool = False,
+) -> Layout:
+    """Lay out a batch with its virtual tokens. Segments' lengths are given by slot; key None: one for all rows.
 
     Args:
-        virtual: length of the virtual segment of each slot, in the order they are packed in front; key None: one for all.
+        front: segments in front of rows, in the order they are packed.
+        behind: segments behind every text.
+        deep: segments in front of rows whose keys and values are given. These come first in the past.
+        texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
     """
-    spans, slots = _with_virtual(batch, virtual)
+    pieces = pieces_of(batch, front, behind, deep, texts_given)
+    spans = in_key_order(pieces)
+    n_given = sum(piece.length for piece in pieces if piece.given)
     past = [sum(spans[p].length for p in span.parents) for span in spans]
-    positions = torch.cat([torch.arange(p, p + s.length) for p, s in zip(past, spans, strict=True)])
+    computed = [i for i, piece in enumerate(pieces) if not piece.given]
+    positions = torch.cat(
+        [
+            torch.arange(past[i], past[i] + spans[i].length)
+            for i in sorted(range(len(spans)), key=lambda i: spans[i].start)
+        ]
+    )
     groups, order = [], []
-    for members in _grouped(spans, past):
-        group = _group(spans, members, positions)
+    for members in _grouped(spans, past, computed):
+        group = _group(spans, members, positions, n_given)
         groups.append(_to(group, device))
         queries = group.query_BL.flatten()
         order.append(queries if group.kept is None else queries[group.kept])
     slot_N = None
-    if slots is not None:
-        slot_N = torch.cat([torch.full((s.length,), slot) for s, slot in zip(spans, slots, strict=True)]).to(device)
+    if batch.slots is not None:
+        slot_N = torch.cat([torch.full((pieces[i].length,), pieces[i].slot) for i in computed]).to(device)
+    n_front = sum(front.values())
+    source_N, asked = None, torch.arange(len(batch.tokens_N)) + n_front
+    if behind or texts_given:
+        source_N = torch.cat([torch.arange(start, start + n) for i in computed for start, n in pieces[i].source])
+        asked = asked_of(batch, pieces, source_N, n_front)
     return Layout(
-        positions_N=positions.to(device),
+        positions_N=positions[n_given:].to(device),
         groups=tuple(groups),
         back_N=torch.argsort(torch.cat(order)).to(device),
         slot_N=slot_N,
-        n_virtual=sum(virtual.values()),
+        source_N=None if source_N is None else source_N.to(device),
+        rows_behind=rows_behind(batch, behind),
+        asked=asked,
     )
 
 
-def _with_virtual(batch: Batch, virtual: Mapping[int | None, int]) -> tuple[list[Span], list[int] | None]:
-    """The batch's spans moved behind the virtual ones, each with its own slot's virtual span as first parent."""
-    if set(virtual) - {None}:
-        assert batch.slots is not None, "segments of slots need a batch with slots: its rows would see none of them"
-        assert None not in virtual, "a segment for every row beside segments of slots: which comes first is not said"
-    spans: list[Span] = []
-    slots: list[int] = []
-    index: dict[int | None, int] = {}
-    at = 0
-    for slot, length in virtual.items():
-        index[slot] = len(spans)
-        spans.append(Span(at, length))
-        slots.append(-1 if slot is None else slot)
-        at += length
-    moved = len(spans)
-    for i, span in enumerate(batch.spans):
-        own = None if batch.slots is None else batch.slots[i]
-        first = index.get(own, index.get(None))
-        parents = tuple(p + moved for p in span.parents)
-        spans.append(Span(span.start + at, span.length, parents if first is None else (first, *parents)))
-    if batch.slots is None:
-        return spans, None
-    return spans, slots + list(batch.slots)
-
-
-def _grouped(spans: Sequence[Span], past: Sequence[int]) -> list[list[int]]:
+def _grouped(spans: Sequence[Span], past: Sequence[int], computed: Sequence[int]) -> list[list[int]]:
     """Spans of similar length and similar past together; few groups, little padding."""
     groups: list[_Members] = []
-    for i in sorted(range(len(spans)), key=lambda i: (spans[i].length, past[i])):
+    for i in sorted(computed, key=lambda i: (spans[i].length, past[i])):
         fitting = next((group for group in reversed(groups) if group.takes(spans[i].length, past[i])), None)
         if fitting is None:
             fitting = _Members(spans[i].length, past[i], past[i])
@@ -158,7 +173,8 @@ def _close(short: int, long: int) -> bool:
     return long - short <= max(SLACK_TOKENS, int(SLACK_SHARE * short))
 
 
-def _group(spans: Sequence[Span], members: Sequence[int], positions_N: Tensor) -> Group:
+def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n_given: int) -> Group:
+    """`positions_M` of all keys, the given ones first."""
     L = max(spans[i].length for i in members)
     common = _common([spans[i].parents for i in members])
     shared_P = _tokens(spans, common)
@@ -169,11 +185,11 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_N: Tensor) -
     key_position_BS = torch.full((len(members), S), torch.iinfo(torch.long).max // 2)
     for row, index in enumerate(keys):
         key_BS[row, : len(index)] = index
-        key_position_BS[row, : len(index)] = positions_N[index]
-    key_position_BT = torch.cat([positions_N[shared_P].expand(len(members), -1), key_position_BS], 1)
+        key_position_BS[row, : len(index)] = positions_M[index]
+    key_position_BT = torch.cat([positions_M[shared_P].expand(len(members), -1), key_position_BS], 1)
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-    return Group(query_BL, shared_P, key_BS, positions_N[query_BL], key_position_BT, kept)
+    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept)
 
 
 def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

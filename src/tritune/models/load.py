@@ -6,8 +6,12 @@ Knows no task and no method. Shapes: N packed tokens, K scored positions, D embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +35,17 @@ from tritune.models.base import BARE, Batch, Edits, NoEdits, Site
 from tritune.models.bound import Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken
-from tritune.models.layout import build
+from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
+from tritune.models.past import Recorded, Virtual
+from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
-from tritune.models.sites import Place, Rows, find_places
+from tritune.models.sites import Place, Rows, find_places, heads
+from tritune.models.texts import TextCache
 from tritune.spec import Digests
+
+#: bytes of keys and values that are kept in memory
+MEMORY = 1 << 30
 
 
 class Base:
@@ -54,6 +64,7 @@ class Base:
         self.located: Located | None = None  # where its files are; None: made in memory
         self.places: tuple[Place, ...] = find_places(model, model.config)
         self._stream = Stream()
+        self._texts: TextCache | None = None
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
@@ -91,6 +102,12 @@ class Base:
     def d_embedding(self) -> int:
         """Width of an input embedding, and so of a virtual token."""
         return self.embedding.embedding_dim
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Number of layers, of key heads, and width of a head: what attention keeps of a token, once as key and as value."""
+        _, kv, width = heads(self.config)
+        return int(self.config.num_hidden_layers), kv, width
 
     @property
     def max_positions(self) -> int:
@@ -149,10 +166,36 @@ class Base:
         finally:
             stream.edits, stream.edited = NoEdits(), frozenset()
 
+    @contextmanager
+    def remembering(self, texts: Sequence[tuple[int, ...]], *, memory: int = MEMORY) -> Iterator[None]:
+        """Keep what texts are to the bare base, where edits leave them alone, as long as the context is open.
+
+        Costs nothing where they do not. What goes beyond `memory` bytes lies in a file that is gone afterwards;
+        what would take more than half of the free disk is computed anew each time.
+        """
+        assert self._texts is None, "texts are being remembered already"
+        with tempfile.TemporaryDirectory(prefix="tritune-texts-") as folder:
+            disk = shutil.disk_usage(folder).free // 2
+            self._texts = TextCache(
+                lambda batch: self.keys_values(batch).cpu(),
+                texts,
+                shape=self.cache_shape,
+                dtype=self.dtype,
+                folder=Path(folder),
+                memory=memory,
+                disk=disk,
+            )
+            try:
+                yield
+            finally:
+                self._texts = None
+
     def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
-        The head runs on these K positions only. Differentiable in whatever the edits learn.
+        The head runs on these K positions only. Differentiable in whatever the edits learn. At the end of a text that has
+        virtual tokens behind it, the logits are those of the last of these: of what follows. Where a text depends on nothing
+        that is learned, it goes through the base first and without gradients.
 
         Raises:
             Mismatch: rows of slots that the edits do not have; as the bare base they would answer unnoticed.
@@ -160,21 +203,40 @@ class Base:
         edits = self._stream.edits
         _check_slots(batch, edits)
         weights = edits.weights()
-        segments = edits.segments()
-        virtual = {s.slot: s.embeddings_PD.shape[0] for s in segments}
-        assert len(virtual) == len(segments), "two segments for one slot"
-        layout = build(batch, virtual, self.device)
-        self._stream.slot_N = layout.slot_N
+        virtual = Virtual(edits.segments())
+        lay_out = partial(build, batch, virtual.front, self.device, behind=virtual.behind, deep=virtual.deep)
+        pays = torch.is_grad_enabled() or self._texts is not None
+        texts_stand = pays and virtual.only_behind and not weights and not edits.sites()
+        layout = lay_out(texts_given=texts_stand)
+        at_K = at_K.cpu()
+        if texts_stand and bool((layout.asked[at_K] < 0).any()):  # positions inside a text are asked for
+            layout, texts_stand = lay_out(), False
+        keys_values = self.keys_values if self._texts is None else self._texts.keys_values
+        texts = keys_values(batch).to(self.device) if texts_stand else None
+        layout = replace(layout, past=virtual.past(texts))
         tokens_N = batch.tokens_N.to(self.device)
         embed = weights.get(self._embedding_name)
         x_ND = (
             self.embedding(tokens_N) if embed is None else functional_call(self.embedding, {"weight": embed}, tokens_N)
         )
-        x_ND = torch.cat([*(s.embeddings_PD.to(x_ND.dtype) for s in segments), x_ND])
+        return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights))
+
+    @torch.no_grad()
+    def keys_values(self, batch: Batch) -> Tensor:
+        """Keys and values (n, 2, M, K, d) of a batch's texts, up to where each ends, in the bare base: of n layers, M tokens,
+        K key heads of width d, with positions applied."""
+        assert not self._stream.edits.sites(), "the base is not bare: what is bound acts inside it"
+        texts, recorded = text_batch(batch), Recorded()
+        layout = replace(build(texts, {}, self.device), past=recorded)
+        self._run(self.embedding(texts.tokens_N.to(self.device)), layout, torch.empty(0, dtype=torch.long), {})
+        return recorded.layers_n2NKd()
+
+    def _run(self, x_ND: Tensor, layout: Layout, at_K: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        self._stream.slot_N = layout.slot_N
         arguments = {
             "inputs_embeds": x_ND[None],
             "position_ids": layout.positions_N[None],
-            "logits_to_keep": at_K.to(self.device) + layout.n_virtual,
+            "logits_to_keep": at_K.to(self.device),
             "use_cache": False,
             "layout": layout,
         }
@@ -187,7 +249,7 @@ class Base:
         finally:
             self._stream.fast = False
         logits_KV: Tensor = output.logits[0]
-        return at_least_float32(logits_KV)
+        return logits_KV
 
 
 def _check_slots(batch: Batch, edits: Edits) -> None:

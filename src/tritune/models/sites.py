@@ -98,7 +98,7 @@ class Rows:
         return total.T.contiguous() if self.transposed else total
 
 
-def _heads(config: Any) -> tuple[int, int, int]:
+def heads(config: Any) -> tuple[int, int, int]:
     """Query heads, key heads, head width."""
     n = config.num_attention_heads
     kv = getattr(config, "num_key_value_heads", None) or n
@@ -108,7 +108,7 @@ def _heads(config: Any) -> tuple[int, int, int]:
 
 def _stacked_columns(config: Any, role: Role) -> Tensor:
     """q above k above v, gate above up (Phi-3, GPT-2)."""
-    n, kv, width = _heads(config)
+    n, kv, width = heads(config)
     if role in (Role.MLP_GATE, Role.MLP_UP):
         first = 0 if role is Role.MLP_GATE else config.intermediate_size
         return torch.arange(first, first + config.intermediate_size)
@@ -119,7 +119,7 @@ def _stacked_columns(config: Any, role: Role) -> Tensor:
 
 def _interleaved_columns(config: Any, role: Role) -> Tensor:
     """q, k, v of one head after the other (GPT-NeoX)."""
-    n, _, width = _heads(config)
+    n, _, width = heads(config)
     part = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V).index(role)
     return torch.arange(3 * n * width).view(n, 3, width)[:, part].flatten()
 

@@ -28,9 +28,9 @@ class _Builder:
         self.tokens: list[int] = []
         self.spans: list[Span] = []
 
-    def add(self, ids: Sequence[int], parents: tuple[int, ...]) -> int:
-        """Append a span; returns its index."""
-        self.spans.append(Span(len(self.tokens), len(ids), parents))
+    def add(self, ids: Sequence[int], parents: tuple[int, ...], text: int | None = None) -> int:
+        """Append a span; returns its index. `text`: after so many of its tokens the row's text ends."""
+        self.spans.append(Span(len(self.tokens), len(ids), parents, text))
         self.tokens.extend(ids)
         return len(self.spans) - 1
 
@@ -46,18 +46,24 @@ def shared_beginning(rows: Sequence[tuple[int, ...]]) -> int:
     return n if n * (len(rows) - 1) >= WORTH_SHARING else 0
 
 
-def training_batch(rows: Sequence[Encoded]) -> Batch:
-    """Loss is taken on every token of each answer, at the position that predicts it."""
+def training_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -> Batch:
+    """Loss is taken on every token of each answer, at the position that predicts it. `slots`: the adaptation of each row."""
     build = _Builder()
-    n = shared_beginning([row.context for row in rows])
+    n = _shared(rows, slots)
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     labels = [IGNORE] * n
     for row in rows:
         assert row.target, f"row {row.id} has no answer to learn"
         own = row.context[n:]
-        build.add((*own, *row.target[:-1]), parents)
+        build.add((*own, *row.target[:-1]), parents, len(own))
         labels += [IGNORE] * (len(own) - 1) + list(row.target)
-    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels))
+    span_slots = None if slots is None else (*slots[: len(parents)], *slots)
+    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels), span_slots)
+
+
+def _shared(rows: Sequence[Encoded], slots: Sequence[int] | None) -> int:
+    """How much of their beginning rows share: nothing across adaptations."""
+    return shared_beginning([row.context for row in rows]) if slots is None or len(set(slots)) == 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +81,13 @@ class ScoringBatch:
 def scoring_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -> ScoringBatch:
     """Every choice of every row; a row's context goes through the base once."""
     build = _Builder()
-    n = shared_beginning([row.context for row in rows]) if slots is None or len(set(slots)) == 1 else 0
+    n = _shared(rows, slots)
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     span_slots = [] if slots is None else list(slots[:1]) * bool(n)
     scores: list[tuple[int, int, int]] = []
     owner = 0
     for i, row in enumerate(rows):
-        context = build.add(row.context[n:], parents)
+        context = build.add(row.context[n:], parents, len(row.context) - n)
         for choice in row.choices:
             scores.append((build.end(context), choice[0], owner))
             if len(choice) > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,8 @@ from tests import oracles
 from tritune.models.attention import packed_attention
 from tritune.models.base import BARE, Batch, Span
 from tritune.models.layout import SLACK_SHARE, SLACK_TOKENS, Layout, build
+from tritune.models.past import Given
+from tritune.models.pieces import text_batch
 
 CPU = torch.device("cpu")
 
@@ -34,11 +38,23 @@ def batch_of(spans: tuple[Span, ...], slots: tuple[int, ...] | None = None) -> B
     return Batch(torch.arange(sum(s.length for s in spans)), spans, None, slots)
 
 
-def relation(layout: Layout, window: int | None) -> list[set[int]]:
-    """Which tokens each packed token may see, read off the attention function: equal scores, and values that name keys."""
+class OneLayer(nn.Module):
+    """As an attention function meets it."""
+
+    layer_idx = 0
+
+
+def relation(layout: Layout, window: int | None, given: int = 0) -> list[set[int]]:
+    """Which keys each packed token may see, read off the attention function: equal scores, and values that name keys.
+    The first `given` keys are not packed."""
     n = len(layout.positions_N)
-    nothing, names = torch.zeros(1, 1, n, 1, dtype=torch.float64), torch.eye(n, dtype=torch.float64)[None, None]
-    weights = packed_attention(nn.Identity(), nothing, nothing, names, None, sliding_window=window, layout=layout)[0]
+    names = torch.eye(given + n, dtype=torch.float64)
+    nothing = torch.zeros(1, 1, n, given + n, dtype=torch.float64)
+    if given:
+        past = torch.stack([torch.zeros(given, given + n, dtype=torch.float64), names[:given]])[None, :, :, None]
+        layout = replace(layout, past=Given(past))
+    values = names[given:][None, None]
+    weights = packed_attention(OneLayer(), nothing, nothing, values, None, sliding_window=window, layout=layout)[0]
     seen = [set(row.nonzero()[:, 0].tolist()) for row in weights[0, :, 0]]
     for row, keys in zip(weights[0, :, 0], seen, strict=True):  # each key counts once
         torch.testing.assert_close(row[sorted(keys)], torch.full((len(keys),), 1 / len(keys), dtype=torch.float64))
@@ -63,7 +79,7 @@ def test_a_virtual_segment_is_a_first_parent_of_every_span(
         Span(0, virtual),
         *(Span(s.start + virtual, s.length, (0, *(p + 1 for p in s.parents))) for s in spans),
     )
-    assert layout.n_virtual == virtual
+    assert layout.asked.tolist() == list(range(virtual, virtual + sum(s.length for s in spans)))
     assert layout.positions_N.tolist() == oracles.positions(whole)
     assert relation(layout, window) == oracles.visible(whole, window)
 
@@ -88,6 +104,126 @@ def test_each_slot_sees_its_own_virtual_segment_only(data: st.DataObject) -> Non
     assert layout.slot_N is not None
     wanted = [0] * 3 + [2] * 5 + [slot for span, slot in zip(spans, slots, strict=True) for _ in range(span.length)]
     assert layout.slot_N.tolist() == wanted
+
+
+# --- virtual tokens behind texts, and keys that are given ---
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> tuple[tuple[Span, ...], tuple[int, ...]]:
+    """A forest where every row's text ends once from root to leaf, and a slot for each tree."""
+    spans: list[Span] = []
+    slots: list[int] = []
+    forest = draw(forests())
+    inner = {p for span in forest for p in span.parents}
+    for i, span in enumerate(forest):
+        fresh = not any(spans[p].text for p in span.parents)
+        text = draw(st.integers(1, span.length)) if fresh and (i not in inner or draw(st.booleans())) else None
+        spans.append(Span(span.start, span.length, span.parents, text))
+        slots.append(slots[span.parents[0]] if span.parents else draw(st.sampled_from((BARE, 0, 1))))
+    return tuple(spans), tuple(slots)
+
+
+@dataclass
+class WrittenOut:
+    """The same rows with the virtual tokens in their places; `token[i]`: where the batch's token i is now."""
+
+    spans: list[Span]
+    token: dict[int, int]
+    answers_for: dict[int, int]  # last token of a text -> the last virtual token behind it
+    text: set[int]  # tokens of the texts and of what they see
+
+
+def written_out(
+    spans: tuple[Span, ...], slots: tuple[int, ...], front: dict[int, int], behind: dict[int, int]
+) -> WrittenOut:
+    out = WrittenOut([], {}, {}, set())
+    first, became, at = {}, [], 0
+    for slot, P in front.items():
+        first[slot] = (len(out.spans),)
+        out.spans.append(Span(at, P))
+        at += P
+    for span, slot in zip(spans, slots, strict=True):
+        parents = (*first.get(slot, ()), *(q for p in span.parents for q in became[p]))
+        P, cut = behind.get(slot, 0), span.text or span.length
+        virtual = P if span.text else 0
+        out.token |= {span.start + i: at + i + (virtual if i >= cut else 0) for i in range(span.length)}
+        if span.text:
+            for p in span.parents:
+                out.text |= {out.token[spans[p].start + i] for i in range(spans[p].length)}
+            out.text |= {at + i for i in range(cut)}
+            if P:
+                out.answers_for[span.start + cut - 1] = at + cut + P - 1
+        became.append((len(out.spans),))
+        out.spans.append(Span(at, cut, parents))
+        if span.length + virtual > cut:
+            became[-1] = (len(out.spans) - 1, len(out.spans))
+            out.spans.append(Span(at + cut, span.length + virtual - cut, (*parents, len(out.spans) - 1)))
+        at += span.length + virtual
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts(), st.integers(0, 4), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 30)))
+def test_virtual_tokens_behind_a_text_are_seen_by_what_follows_it(
+    drawn: tuple[tuple[Span, ...], tuple[int, ...]], n_front: int, n_behind: int, window: int | None
+) -> None:
+    spans, slots = drawn
+    slots_with = [s for s in (0, 1) if any(sp.text for sp, own in zip(spans, slots, strict=True) if own == s)]
+    front, behind = ({0: n_front} if n_front else {}), {s: n_behind + s for s in slots_with}
+    layout = build(batch_of(spans, slots), front, CPU, behind=behind)
+    whole = written_out(spans, slots, front, behind)
+    assert layout.positions_N.tolist() == oracles.positions(whole.spans)
+    assert relation(layout, window) == oracles.visible(whole.spans, window)
+    wanted = [whole.answers_for.get(i, whole.token[i]) for i in range(len(layout.asked))]
+    assert layout.asked.tolist() == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts(), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 30)))
+def test_given_texts_are_seen_as_if_they_were_computed(
+    drawn: tuple[tuple[Span, ...], tuple[int, ...]], n_behind: int, window: int | None
+) -> None:
+    spans, slots = drawn
+    behind = {s: n_behind + s for s in (0, 1) if any(sp.text for sp, own in zip(spans, slots, strict=True) if own == s)}
+    whole = written_out(spans, slots, {}, behind)
+    n = sum(span.length for span in whole.spans)
+    computed = [i for i in range(n) if i not in whole.text]
+    if not behind or not computed:
+        return
+    layout = build(batch_of(spans, slots), {}, CPU, behind=behind, texts_given=True)
+    order = [*sorted(whole.text), *computed]
+    assert layout.positions_N.tolist() == [oracles.positions(whole.spans)[i] for i in computed]
+    seen = oracles.visible(whole.spans, window)
+    assert relation(layout, window, len(whole.text)) == [{order.index(key) for key in seen[i]} for i in computed]
+    for i, packed in enumerate(layout.asked.tolist()):
+        wanted = whole.answers_for.get(i, whole.token[i])
+        assert packed == (computed.index(wanted) if wanted in computed else -1)
+    text = text_batch(batch_of(spans, slots))
+    assert text.tokens_N.tolist() == [i for i in range(len(layout.asked)) if whole.token[i] in whole.text]
+    assert oracles.positions(text.spans) == [oracles.positions(whole.spans)[i] for i in sorted(whole.text)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(spans=forests(), given=st.integers(1, 9), window=st.one_of(st.none(), st.integers(1, 30)))
+def test_given_keys_in_front_are_a_first_parent_of_every_span(
+    spans: tuple[Span, ...], given: int, window: int | None
+) -> None:
+    layout = build(batch_of(spans), {}, CPU, deep={None: given})
+    whole = (Span(0, given), *(Span(s.start + given, s.length, (0, *(p + 1 for p in s.parents))) for s in spans))
+    assert layout.positions_N.tolist() == oracles.positions(whole)[given:]
+    assert relation(layout, window, given) == oracles.visible(whole, window)[given:]
+    assert layout.asked.tolist() == list(range(len(layout.asked)))
+
+
+def test_a_segment_behind_texts_that_no_span_marks_is_refused() -> None:
+    for spans in ((Span(0, 3),), (Span(0, 3, text=3), Span(3, 2))):
+        with pytest.raises(AssertionError, match="where its text ends"):
+            build(batch_of(spans), {}, CPU, behind={None: 2})
+    with pytest.raises(AssertionError, match="ends twice"):
+        build(batch_of((Span(0, 3, text=3), Span(3, 2, (0,), text=1))), {}, CPU, behind={None: 2})
+    with pytest.raises(AssertionError, match="inside its span"):
+        build(batch_of((Span(0, 3, text=4),)), {}, CPU, behind={None: 2})
 
 
 @settings(max_examples=40, deadline=None)

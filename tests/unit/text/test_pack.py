@@ -35,7 +35,7 @@ def test_labels_stand_at_the_positions_that_predict_the_answer() -> None:
     assert batch.tokens_N.tolist() == [11, 12, 13, 21, 22, 8, 9]
     assert batch.labels_N is not None
     assert batch.labels_N.tolist() == [I, I, 7, I, 8, 9, 10]
-    assert batch.spans == (Span(0, 3), Span(3, 4))
+    assert batch.spans == (Span(0, 3, text=3), Span(3, 4, text=2))
     assert batch.slots is None
 
 
@@ -51,9 +51,9 @@ def test_a_common_beginning_is_computed_once_and_carries_no_label() -> None:
     batch = training_batch([row((*common, 1, 2), (7, 8)), row((*common, 3), (9,)), row((*common, 1, 4), (7,))])
     assert batch.spans == (
         Span(0, WORTH_SHARING),
-        Span(WORTH_SHARING, 3, (0,)),
-        Span(WORTH_SHARING + 3, 1, (0,)),
-        Span(WORTH_SHARING + 4, 2, (0,)),
+        Span(WORTH_SHARING, 3, (0,), text=2),
+        Span(WORTH_SHARING + 3, 1, (0,), text=1),
+        Span(WORTH_SHARING + 4, 2, (0,), text=2),
     )
     assert batch.tokens_N.tolist() == [*common, 1, 2, 7, 3, 1, 4]
     assert batch.labels_N is not None

@@ -15,7 +15,8 @@ from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Incoming
 from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.problems import tensor_problems
-from tritune.methods.ptuning import LSTM_LAYERS, PTuning
+from tritune.methods.prompt_encoders import LSTM_LAYERS
+from tritune.methods.ptuning import PTuning
 from tritune.models.load import Base
 
 WITH_ENCODER, WITHOUT = "P_TUNING", "PROMPT_TUNING"
@@ -46,6 +47,12 @@ class PromptCodec(Codec):
     def encode(self, adaptation: Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]]:
         given, base = adaptation.config, adaptation.base
         assert isinstance(given, PTuning)
+        Mismatch.check(
+            "This prompt cannot be exported to PEFT.",
+            [Problem("placement", f"'{given.placement}'; PEFT's prompts stand in front of the text")]
+            if given.placement != "prefix"
+            else [],
+        )
         config: dict[str, Any] = {
             "modules_to_save": None,
             "num_attention_heads": base.config.num_attention_heads,
@@ -54,7 +61,7 @@ class PromptCodec(Codec):
             "num_virtual_tokens": given.tokens,
             "token_dim": base.d_embedding,
         }
-        if given.encoder == "none":
+        if given.encoder == "none" or given.origin != "peft":  # the vectors are all that is stored, whatever made them
             config |= {
                 "peft_type": WITHOUT,
                 "prompt_tuning_init": "RANDOM",
@@ -65,7 +72,7 @@ class PromptCodec(Codec):
         else:
             config |= {
                 "encoder_dropout": 0.0,
-                "encoder_hidden_size": given.width(base),
+                "encoder_hidden_size": given.hidden or base.d_embedding,
                 "encoder_num_layers": LSTM_LAYERS,
                 "encoder_reparameterization_type": given.encoder.upper(),
                 "peft_type": WITH_ENCODER,
