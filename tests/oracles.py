@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tritune.models.base import Batch, Span
+from tritune.models.fast import StandIn
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
 
@@ -33,6 +34,9 @@ def stock_of(name: str) -> PreTrainedModel:
 
 def stock(base: Base) -> PreTrainedModel:
     model = copy.deepcopy(base.model)
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), StandIn):
+            del module.forward
     model.set_attn_implementation("eager")
     return model
 

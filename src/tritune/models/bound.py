@@ -23,7 +23,7 @@ class Stream:
     def __init__(self) -> None:
         self.edits: Edits = NoEdits()
         self.edited: frozenset[str] = frozenset()
-        self.fast = False
+        self.fast = True
         self.slot_N: Tensor | None = None
         self.entered: dict[str, Tensor] = {}
 

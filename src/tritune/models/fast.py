@@ -2,8 +2,8 @@
 
 What changes: q, k, v are one product and gate, up another; norms, rotary positions and gated activations have hand-written
 backwards (`kernels.py`); low-rank terms are computed beside the frozen product. A model's own code stays the slow twin: it
-runs whenever a base is called other than through `Base.logits`, and for modules whose exact class is not known here; where
-an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs. `probe.py` holds the
+runs with `Base.twins` off, and for modules whose exact class is not known here; where an edit wants to be called at a linear
+map, or brings a weight of its own, that map's own module runs. `probe.py` holds the
 two against each other whenever a base is loaded. Knows no method and no task.
 Shapes: N packed tokens, D model width, E outputs of several maps side by side, H query heads, K key heads, d head width.
 """

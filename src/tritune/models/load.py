@@ -52,7 +52,7 @@ class Base:
     """A frozen pretrained model and its tokenizer.
 
     One set of edits may be bound at a time; unbound, the bare base answers. The weights in here never change:
-    full fine-tuning brings its own copies. `twins`: whether modules that have a fast twin (`fast.py`) use it.
+    full fine-tuning brings its own copies.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, digests: Digests) -> None:
@@ -60,7 +60,6 @@ class Base:
         self.tokenizer = tokenizer
         self.name = name
         self.digests = digests
-        self.twins = True
         self.located: Located | None = None  # where its files are; None: made in memory
         self.places: tuple[Place, ...] = find_places(model, model.config)
         self._stream = Stream()
@@ -71,6 +70,15 @@ class Base:
             head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
             head.forward = _wide(head)
         quicken(model, self.places, self._stream)
+
+    @property
+    def twins(self) -> bool:
+        """Whether modules that have a fast twin (`fast.py`) use it."""
+        return self._stream.fast
+
+    @twins.setter
+    def twins(self, used: bool) -> None:
+        self._stream.fast = used
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -240,14 +248,10 @@ class Base:
             "use_cache": False,
             "layout": layout,
         }
-        self._stream.fast = self.twins
-        try:
-            if weights:
-                output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
-            else:
-                output = self.model(**arguments)
-        finally:
-            self._stream.fast = False
+        if weights:
+            output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
+        else:
+            output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
 

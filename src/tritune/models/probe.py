@@ -66,9 +66,11 @@ def _batch(rows: list[Tensor]) -> Batch:
 
 
 def _solo(base: Base, row: Tensor) -> Tensor:
+    twins, base.twins = base.twins, False
     base.model.set_attn_implementation("eager")
     try:
         logits: Tensor = base.model(input_ids=row[None].to(base.device), use_cache=False).logits[0]
     finally:
+        base.twins = twins
         base.model.set_attn_implementation(attention.NAME)
     return at_least_float32(logits)

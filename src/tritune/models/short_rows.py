@@ -50,11 +50,12 @@ class ShortRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_HNd: Tensor) -> tuple[Tensor | None, ...]:
         (H, N, d), (K, _, _), _ = ctx.shapes
+        saved = ctx.saved_tensors
         g_KMd = g_HNd.reshape(K, H // K * N, -1)
         grad_q = g_KMd.new_zeros(K, H // K * N, d)
         grad_k, grad_v = (g_KMd.new_zeros(shape) for shape in ctx.shapes[1:])
         for i, group in enumerate(ctx.layout.groups):
-            q, k, v, k_P, v_P, weight = ctx.saved_tensors[6 * i : 6 * i + 6]
+            q, k, v, k_P, v_P, weight = saved[6 * i : 6 * i + 6]
             index, padding = group.folded(H // K, N)
             g = g_KMd.index_select(1, index)
             if padding is not None:

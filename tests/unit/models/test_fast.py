@@ -23,7 +23,9 @@ def batch() -> Batch:
     tokens = torch.randint(3, 300, (33,), generator=generator)
     labels = torch.full((33,), IGNORE)
     labels[[4, 12, 20, 30, 32]] = torch.randint(3, 300, (5,), generator=generator)
-    return Batch(tokens, (Span(0, 5), Span(5, 8, (0,)), Span(13, 9, (0,)), Span(22, 11)), labels)
+    return Batch(
+        tokens, (Span(0, 5), Span(5, 8, (0,), text=7), Span(13, 9, (0,), text=9), Span(22, 11, text=10)), labels
+    )
 
 
 def loss_and_slopes(base: Base, kind: str, variant: int, twins: bool) -> tuple[float, dict[str, Tensor]]:
