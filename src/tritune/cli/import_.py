@@ -30,6 +30,15 @@ Labels = Annotated[
         rich_help_panel=options.DATA,
     ),
 ]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        help="The base it was trained on: a packaged name, a folder, a GGUF file or a Hub id.",
+        rich_help_panel=options.BASE,
+        show_default=False,
+    ),
+]
 SameBase = Annotated[
     bool,
     typer.Option(
@@ -43,7 +52,7 @@ SameBase = Annotated[
 def import_(
     ctx: typer.Context,
     folder: Source,
-    base: options.Base,
+    base: Base,
     out: options.Folder,
     dtype: options.Dtype = None,
     device: options.Device = None,

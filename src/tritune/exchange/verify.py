@@ -126,14 +126,17 @@ def reference_logits(
         path = Path(scratch) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(
-            [python or sys.executable, str(SCRIPTS / script), str(path)],
-            env={**os.environ, **quiet},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [python or sys.executable, str(SCRIPTS / script), str(path)],
+                env={**os.environ, **quiet},
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+            )
+        except OSError as error:
+            raise Absent(f"{python} cannot be started: {error.strerror}") from None
         if done.returncode == ABSENT:
             raise Absent(done.stdout.strip())
         if done.returncode:

@@ -115,6 +115,8 @@ def test_an_interpreter_that_lacks_the_reference_is_an_error(lora: Adaptation, t
     bare.chmod(0o755)
     with pytest.raises(Absent, match="peft is not installed"):
         export(lora, "peft", tmp_path / "out", python=str(bare))
+    with pytest.raises(Absent, match="cannot be started"):
+        export(lora, "peft", tmp_path / "out", python=str(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
 
 
