@@ -70,7 +70,10 @@ def difference_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -
     """
     differences = _differences(a, b)
     if not (_binary(a) and _binary(b)):
-        return _bootstrap(differences, seed, 0.95)
+        # Drawn for one of the two directions always, so that swapping a and b turns the interval round exactly.
+        turned = np.sort(-differences).tolist() > np.sort(differences).tolist()
+        low, high = _bootstrap(-differences if turned else differences, seed, 0.95)
+        return (-high, -low) if turned else (low, high)
     from scipy.stats import norm
 
     n = len(differences) + 2
