@@ -52,8 +52,8 @@ def export(
 ) -> None:
     """Write an adaptation in another package's format.
 
-    What was written is loaded by that package in a process of its own and answers the same rows; where the logits differ
-    by more than rounding, nothing is left behind.
+    That package then loads what was written, in a process of its own, and answers the same rows.
+    Where logits differ by more than rounding, nothing is left behind.
 
     Example:
       tritune export 4f2a9c --format peft --out exported

@@ -68,9 +68,10 @@ def import_(
 ) -> None:
     """Read an adaptation that another package trained.
 
-    Nothing is guessed: an unknown setting, a missing or surplus tensor, another base are errors, all told at once. What
-    its answers mean, the other package does not store: say it with --labels and, as for training, --label-words,
-    --template and --text-field. Where the other package is installed, both sides answer a sample and are compared.
+    Unknown settings, missing or surplus tensors and another base are errors, all told at once.
+    The other package does not store what answers mean: say it with --labels and, as in training,
+    --label-words, --template and --text-field. Where that package is installed, both sides
+    answer a sample and are compared.
 
     Example:
       tritune import their-folder --base my-base --labels negative,positive --out runs/theirs

@@ -64,7 +64,9 @@ Template = Annotated[
 TrainRows = Annotated[int | None, _option("--train-rows", help="Use only so many training rows.", panel=DATA)]
 DevRows = Annotated[int | None, _option("--dev-rows", help="Use only so many dev rows.", panel=DATA)]
 TestRows = Annotated[int | None, _option("--test-rows", help="Use only so many test rows.", panel=DATA)]
-DataSeed = Annotated[int | None, _option("--data-seed", help="Draws these rows.", panel=DATA)]
+DataSeed = Annotated[
+    int | None, _option("--data-seed", help="Seed that draws the rows, where they are limited.", panel=DATA)
+]
 AllowDuplicates = Annotated[
     bool | None,
     _option("--allow-duplicates", help="Go on when test rows are training rows too, and say so.", panel=DATA),
@@ -87,7 +89,11 @@ Patience = Annotated[
 
 Recipe = Annotated[
     str | None,
-    typer.Option("--config", help="A recipe: YAML of options, or a packaged name. Options here win.", metavar="FILE"),
+    typer.Option(
+        "--config",
+        help="A recipe: YAML of these options, or a packaged name (demo). What is typed here wins.",
+        metavar="FILE",
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there, once the new is whole.", rich_help_panel=OUTPUT)
