@@ -14,7 +14,15 @@ import torch
 from gguf import GGUFReader
 
 from tests.oracles import base_of, packed_logits
-from tests.unit.exchange.conftest import ROWS, adapted, assert_equal_answers, assert_same_tensors, incoming, ours, problems
+from tests.unit.exchange.conftest import (
+    ROWS,
+    adapted,
+    assert_equal_answers,
+    assert_same_tensors,
+    incoming,
+    ours,
+    problems,
+)
 from tests.unit.models import tiny_gguf
 from tritune.errors import Mismatch, NotMergeable
 from tritune.exchange import format_named
@@ -45,7 +53,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
 
 
 UNEVEN = LoRA(
-    rank=2, alpha=3.0, rank_stabilised=True, ranks={Role.ATTN_Q: 5, Role.MLP_UP: 1}, alphas={Role.MLP_UP: 7.0}, start="pissa"
+    rank=2,
+    alpha=3.0,
+    rank_stabilised=True,
+    ranks={Role.ATTN_Q: 5, Role.MLP_UP: 1},
+    alphas={Role.MLP_UP: 7.0},
+    start="pissa",
 )
 
 
@@ -73,7 +86,9 @@ def test_what_did_not_change_keeps_its_bytes(base: Base, tmp_path: Path) -> None
     assert changed == {"blk.0.attn_q.weight", "blk.1.attn_q.weight"}
 
 
-@pytest.mark.parametrize("config", [LoRA(rank=3, alpha=5.0), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_K,)), UNEVEN])
+@pytest.mark.parametrize(
+    "config", [LoRA(rank=3, alpha=5.0), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_K,)), UNEVEN]
+)
 def test_the_adapter_is_the_difference_to_the_merged_model(base: Base, config: LoRA, tmp_path: Path) -> None:
     """llama.cpp adds alpha / rank times B A to the weight of that name."""
     mine = adapted(base, config)

@@ -22,7 +22,10 @@ def terms(module: LinearModule, rank: int, keys: list[str], seed: int, wider: in
     for i, (site, _) in enumerate(module.sites):
         if site.key in keys:
             r = rank + i * wider
-            A_rD, B_Er = torch.randn(r, module.d_in, generator=generator), torch.randn(site.d_out, r, generator=generator)
+            A_rD, B_Er = (
+                torch.randn(r, module.d_in, generator=generator),
+                torch.randn(site.d_out, r, generator=generator),
+            )
             found[site.key] = LowRank(A_rD, B_Er, 2.0)
     return found
 

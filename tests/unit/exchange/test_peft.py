@@ -31,7 +31,9 @@ from tritune.errors import Mismatch
 from tritune.exchange import format_named
 from tritune.exchange.peft import CONFIG, TENSORS
 from tritune.methods.bottleneck import Bottleneck
+from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
+from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
 from tritune.models.load import Base
@@ -83,6 +85,10 @@ OURS = {
     "p-tuning": PTuning(tokens=4, hidden=8),
     "p-tuning, lstm": PTuning(tokens=3, encoder="lstm", hidden=5, start="random"),
     "prompt tuning": PTuning(tokens=5, encoder="none"),
+    "prefix": Prefix(tokens=3),
+    "prefix, network": Prefix(tokens=4, hidden=6, start="random"),
+    "ia3": IA3(),
+    "ia3 on other places": IA3(output_roles=(Role.ATTN_Q, Role.MLP_UP), input_roles=(Role.ATTN_O, Role.MLP_DOWN)),
 }
 
 
@@ -98,9 +104,11 @@ def test_peft_answers_as_we_do_and_we_read_back_every_byte(name: str, case: str,
 
     back = PEFT.read(tmp_path, base)
     assert_same_tensors(back.tensors, mine.delta.export())
+    assert back.notes == () or isinstance(config, PTuning)
     if isinstance(config, LoRA):
         assert back.config == plain(config)
-        assert back.notes == ()
+    if isinstance(config, IA3):
+        assert back.config == config
 
 
 def plain(config: LoRA) -> LoRA:
@@ -230,6 +238,83 @@ def test_prompts_come_in(name: str, case: str, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     PEFT.write(mine, tmp_path / "again")
     assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+PREFIXES: Mapping[str, dict[str, Any]] = {
+    "keys and values": {},
+    "a network": {"prefix_projection": True, "encoder_hidden_size": 6},
+}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma3", "phi3"])
+def test_prefixes_come_in(name: str, case: str, tmp_path: Path) -> None:
+    base = base_of(name)
+    given = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, **PREFIXES[case])
+    model = made_by_peft(base, tmp_path / "theirs", given)
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert bool(back.notes) == (case == "a network"), "that the network is lost is said"
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+IA3S: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "their default": ("llama-tied", {}),
+    "a pattern": ("gemma2", {"target_modules": r".*\.(v|down)_proj", "feedforward_modules": r".*\.down_proj"}),
+    "fused": ("gpt2", {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}),
+    "interleaved": ("gpt-neox", {"target_modules": ["query_key_value", "dense"], "feedforward_modules": []}),
+    "input side of attention": (
+        "opt-post-norm",
+        {"target_modules": ["out_proj", "fc2"], "feedforward_modules": ["out_proj"]},
+    ),
+    "one layer": ("qwen3", {"target_modules": ["layers.1.self_attn.k_proj"], "feedforward_modules": []}),
+}
+
+
+@pytest.mark.parametrize("case", IA3S)
+def test_scales_come_in(case: str, tmp_path: Path) -> None:
+    name, options = IA3S[case]
+    base = base_of(name)
+    model = made_by_peft(base, tmp_path / "theirs", peft.IA3Config(task_type="CAUSAL_LM", **options))
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert bool(back.notes) == (case == "one layer")
+    if case != "one layer":
+        (tmp_path / "again").mkdir()
+        PEFT.write(mine, tmp_path / "again")
+        assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+def test_scales_on_both_sides_of_a_matrix_are_refused(tmp_path: Path) -> None:
+    both = IA3(output_roles=(Role.MLP_DOWN,), input_roles=(Role.MLP_DOWN,))
+    with pytest.raises(Mismatch, match=r"'mlp\.down': is scaled on both sides"):
+        PEFT.write(adapted(base_of("llama-tied"), both), tmp_path)
+
+
+def test_scales_that_do_not_fit(tmp_path: Path) -> None:
+    base = base_of("gpt2")
+    PEFT.write(adapted(base, IA3()), tmp_path)
+    fused = "transformer.h.0.attn.c_attn"
+    settings = {"feedforward_modules": ["c_attn"], "target_modules": ["attn.c_attn", "lm_head"], "new": 1}
+    change(tmp_path, settings, lambda tensors: None)
+    found = refused(tmp_path, base)
+    assert {f"module '{fused}'", "module 'lm_head'", "config key 'new'", f"base_model.model.{fused}.ia3_l"} <= set(
+        found
+    )
+    assert "no place" in found["base_model.model.transformer.h.0.mlp.c_proj.ia3_l"]
+    change(tmp_path, {"feedforward_modules": "("}, lambda tensors: None)
+    assert "config key 'feedforward_modules'" in refused(tmp_path, base)
+
+
+def test_a_prefix_of_another_base(tmp_path: Path) -> None:
+    PEFT.write(adapted(base_of("llama-tied"), Prefix(tokens=3)), tmp_path)
+    change(tmp_path, {"num_layers": 5, "num_transformer_submodules": 2}, lambda tensors: None)
+    wrong = {"config key 'num_layers'", "config key 'num_transformer_submodules'", "prompt_embeddings"}
+    assert set(refused(tmp_path, base_of("gpt2"))) == wrong
 
 
 def test_half_precision_comes_in(tmp_path: Path) -> None:

@@ -153,7 +153,10 @@ def _config(config: Mapping[str, Any]) -> Bottleneck:
 def _their_key(where: str) -> str:
     """'config, field 'nonlinearity'' -> 'config.non_linearity'"""
     field = where.split("'")[1].split(".")[0] if "'" in where else ""
-    back = {ours: theirs for theirs, ours in _RENAMED.items()} | {"blocks": "output_adapter", "placement": "is_parallel"}
+    back = {ours: theirs for theirs, ours in _RENAMED.items()} | {
+        "blocks": "output_adapter",
+        "placement": "is_parallel",
+    }
     return f"config.{back.get(field, field)}" if field.isidentifier() else "config"
 
 

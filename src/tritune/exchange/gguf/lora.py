@@ -1,6 +1,7 @@
 """A LoRA as a GGUF adapter: `llama-cli -m base.gguf --lora adapter.gguf`. Written, and read back to check ourselves.
 
-llama.cpp multiplies B A by alpha / rank, the rank being B's own and alpha that of the whole file. Shapes: r rank, D and E input and output width.
+llama.cpp multiplies B A by alpha / rank, the rank being B's own and alpha that of the whole file.
+Shapes: r rank, D and E input and output width.
 """
 
 from __future__ import annotations
