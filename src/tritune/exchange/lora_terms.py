@@ -1,13 +1,16 @@
 """A LoRA of ours as low-rank terms on sites, and terms from elsewhere as one LoRA of ours.
 
-Ours has one rank and one scale for all sites. Coming in, terms of other ranks are padded with zeros, other scales are
-multiplied into B, and layers that have none get zeros: the same function, and said. Shapes: r rank, e output width.
+Ours has one rank and one scale per role. Coming in, terms of other ranks than the largest of their role are padded with
+zeros, other scales are multiplied into B, and layers that have none get zeros: the same function, and said.
+Shapes: r rank, e output width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,60 +20,77 @@ from tritune.exchange.format import Incoming
 from tritune.exchange.modules import LowRank
 from tritune.methods.base import linear_roles
 from tritune.methods.lora import LoRA
-from tritune.models.base import LINEAR_ROLES
+from tritune.models.base import LINEAR_ROLES, Role, Site
 from tritune.models.load import Base
+
+T = TypeVar("T")
 
 
 def terms_of(adaptation: Adaptation) -> dict[str, LowRank]:
-    """The term of every adapted site, by key. All have the config's own scale: what a role has of its own goes into B."""
+    """The term of every adapted site, by key, each with the rank and the scale of its role."""
     given, tensors = adaptation.config, adaptation.delta.export()
     assert isinstance(given, LoRA)
-    terms = {}
-    for site in adaptation.delta.sites():
-        A_rD, B_Er, own = tensors[f"{site.key}.A"].cpu(), tensors[f"{site.key}.B"].cpu(), given.scale_at(site)
-        terms[site.key] = LowRank(A_rD, B_Er if own == given.scale else B_Er * (own / given.scale), given.scale)
-    return terms
+    return {
+        site.key: LowRank(tensors[f"{site.key}.A"].cpu(), tensors[f"{site.key}.B"].cpu(), given.scale_at(site))
+        for site in adaptation.delta.sites()
+    }
+
+
+def uniform(terms: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same terms with one rank and one scale, for formats that have no other."""
+    rank, scale = largest(terms.values())
+    return {key: term.as_of(rank, scale) for key, term in terms.items()}
+
+
+def largest(terms: Iterable[LowRank]) -> tuple[int, float]:
+    """The largest rank, and the scale of the first term that has it."""
+    first = max(terms, key=lambda term: term.rank)
+    return first.rank, first.scale
 
 
 def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, dropout: float = 0.0) -> Incoming:
-    """Terms of sites as one LoRA of ours: one rank, one scale, every site of its roles.
-
-    The scale kept is that of the first term of the largest rank.
-    """
-    rank = max(term.rank for term in terms.values())
-    scale = next(term.scale for term in terms.values() if term.rank == rank)
-    present = {site.role for site in base.sites if site.key in terms}
-    roles = tuple(role for role in LINEAR_ROLES if role in present)
-    sites = [site for site in base.sites if site.role in roles]
+    """Terms of sites as one LoRA of ours: every site of its roles, one rank and one scale per role."""
+    by_role: dict[Role, list[LowRank]] = {}
+    for site in base.sites:
+        if site.key in terms:
+            by_role.setdefault(site.role, []).append(terms[site.key])
+    roles = tuple(role for role in LINEAR_ROLES if role in by_role)
+    own = {role: largest(by_role[role]) for role in roles}
+    sites = [site for site in base.sites if site.role in own]
     tensors: dict[str, Tensor] = {}
     for site in sites:
-        term = terms.get(site.key, LowRank(torch.zeros(0, site.d_in), torch.zeros(site.d_out, 0), scale))
-        B_er = term.B if _alike(term.scale, scale) else term.B * (term.scale / scale)
-        more = rank - term.rank
-        tensors[f"{site.key}.A"] = torch.nn.functional.pad(term.A, (0, 0, 0, more)).contiguous()
-        tensors[f"{site.key}.B"] = torch.nn.functional.pad(B_er, (0, more)).contiguous()
+        rank, scale = own[site.role]
+        nothing = LowRank(torch.zeros(0, site.d_in), torch.zeros(site.d_out, 0), scale)
+        term = terms.get(site.key, nothing).as_of(rank, scale)
+        tensors[f"{site.key}.A"], tensors[f"{site.key}.B"] = term.A.contiguous(), term.B.contiguous()
+    ranks = {role: rank for role, (rank, _) in own.items()}
+    alphas = {role: float(alpha_of(scale, rank, stabilised, digits=12)) for role, (rank, scale) in own.items()}
+    rank, alpha = _most(ranks.values()), _most(alphas.values())
     config = LoRA(
         rank=rank,
-        alpha=float(alpha_of(scale, rank, stabilised, digits=12)),
+        alpha=alpha,
         rank_stabilised=stabilised,
         dropout=dropout,
         roles=None if roles == linear_roles(base) else roles,
+        ranks={role: its for role, its in ranks.items() if its != rank},
+        alphas={role: its for role, its in alphas.items() if its != alpha},
     )
-    return Incoming(config, tensors, tuple(_notes(terms, len(sites), rank, scale)))
+    return Incoming(config, tensors, tuple(_notes(terms, sites, own)))
 
 
-def _notes(terms: Mapping[str, LowRank], sites: int, rank: int, scale: float) -> Iterator[str]:
-    if smaller := sum(term.rank < rank for term in terms.values()):
-        yield f"{smaller} terms of smaller rank were filled with zeros to rank {rank}"
-    if other := sum(not _alike(term.scale, scale) for term in terms.values()):
-        yield f"{other} terms of another scale than {scale:g} had theirs multiplied into B"
-    if sites > len(terms):
-        yield f"{sites - len(terms)} places that the file leaves alone got terms of zeros"
+def _most(values: Iterable[T]) -> T:
+    """The one seen most often, the first of several."""
+    return Counter(values).most_common(1)[0][0]
 
 
-def _alike(a: float, b: float) -> bool:
-    """The same number but for the rounding of a root and back."""
-    return math.isclose(a, b, rel_tol=1e-11)
+def _notes(terms: Mapping[str, LowRank], sites: list[Site], own: Mapping[Role, tuple[int, float]]) -> Iterator[str]:
+    there = [(terms[site.key], *own[site.role]) for site in sites if site.key in terms]
+    if smaller := sum(term.rank < rank for term, rank, _ in there):
+        yield f"{smaller} terms of smaller rank than others of their role were filled with zeros"
+    if other := sum(not term.has_scale(scale) for term, _, scale in there):
+        yield f"{other} terms of another scale than others of their role had theirs multiplied into B"
+    if len(sites) > len(terms):
+        yield f"{len(sites) - len(terms)} places that the file leaves alone got terms of zeros"
 
 
 def alpha_of(scale: float, rank: int, stabilised: bool, digits: int = 15) -> float | int:

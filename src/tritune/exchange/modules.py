@@ -6,7 +6,8 @@ Shapes: r rank, D and E input and output width of a module, e output width of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,9 +85,20 @@ class LowRank:
     def rank(self) -> int:
         return self.A.shape[0]
 
+    def has_scale(self, scale: float) -> bool:
+        """The same number but for the rounding of a root and back."""
+        return math.isclose(self.scale, scale, rel_tol=1e-11)
+
+    def as_of(self, rank: int, scale: float) -> LowRank:
+        """The same term with this scale (the rest goes into B) and this rank (at least its own; filled with zeros)."""
+        B_Er = self.B if self.has_scale(scale) else self.B * (self.scale / scale)
+        more = rank - self.rank
+        pad = torch.nn.functional.pad
+        return LowRank(pad(self.A, (0, 0, 0, more)), pad(B_Er, (0, more)), scale)
+
 
 def fuse(module: LinearModule, terms: Mapping[str, LowRank], *, shared: bool) -> LowRank:
-    """One term for a whole module from those of its sites (by key; all of one rank and scale): the same function.
+    """One term for a whole module from those of its sites (by key): the same function. Its scale is the first one's.
 
     Args:
         shared: all have the same A, and so the module's term has their rank; else the As lie above each other and the
@@ -96,12 +108,11 @@ def fuse(module: LinearModule, terms: Mapping[str, LowRank], *, shared: bool) ->
     first = present[0][0]
     if len(module.sites) == 1:
         return first
-    r = first.rank
-    width = r if shared else r * len(present)
-    B_Er = torch.zeros(module.d_out, width)
-    for i, (term, rows) in enumerate(present):
-        at = 0 if shared else i * r
-        B_Er[rows, at : at + r] = term.B
+    B_Er = torch.zeros(module.d_out, first.rank if shared else sum(term.rank for term, _ in present))
+    at = 0
+    for term, rows in present:
+        B_Er[rows, at : at + term.rank] = term.as_of(term.rank, first.scale).B
+        at += 0 if shared else term.rank
     return LowRank(first.A if shared else torch.cat([term.A for term, _ in present]), B_Er, first.scale)
 
 
@@ -114,17 +125,27 @@ def split(module: LinearModule, term: LowRank) -> dict[str, LowRank]:
     if len(parts) == 1:
         return {parts[0][0]: term}
     touched = [(key, B_er) for key, B_er in parts if bool(B_er.any())] or parts
-    r = term.rank // len(touched)
-    if r * len(touched) == term.rank and all(_only_in(B_er, i * r, r) for i, (_, B_er) in enumerate(touched)):
-        return {
-            key: LowRank(term.A[i * r : (i + 1) * r].clone(), B_er[:, i * r : (i + 1) * r].clone(), term.scale)
-            for i, (key, B_er) in enumerate(touched)
-        }
+    for starts in _possible_starts([B_er for _, B_er in touched], term.rank):
+        blocks = list(zip(touched, starts, [*starts[1:], term.rank], strict=True))
+        if all(_only_in(B_er, start, end) for (_, B_er), start, end in blocks):
+            return {
+                key: LowRank(term.A[start:end].clone(), B_er[:, start:end].clone(), term.scale)
+                for (key, B_er), start, end in blocks
+            }
     return {key: LowRank(term.A.clone(), B_er, term.scale) for key, B_er in touched}
 
 
-def _only_in(B_er: Tensor, start: int, width: int) -> bool:
+def _possible_starts(parts: list[Tensor], rank: int) -> Iterator[list[int]]:
+    """Where each site's block may begin: blocks of one width, or each where its first column is that is not zero."""
+    if rank % len(parts) == 0:
+        yield list(range(0, rank, rank // len(parts)))
+    firsts = [int(B_er.any(dim=0).nonzero()[0]) if bool(B_er.any()) else 0 for B_er in parts]
+    if firsts == sorted({*firsts}):
+        yield [0, *firsts[1:]]
+
+
+def _only_in(B_er: Tensor, start: int, end: int) -> bool:
     """Whether nothing outside these columns counts."""
     outside = B_er.clone()
-    outside[:, start : start + width] = 0
+    outside[:, start:end] = 0
     return not bool(outside.any())

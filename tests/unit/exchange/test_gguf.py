@@ -14,7 +14,15 @@ import torch
 from gguf import GGUFReader
 
 from tests.oracles import base_of, packed_logits
-from tests.unit.exchange.conftest import ROWS, adapted, assert_equal_answers, assert_same_tensors, ours, problems
+from tests.unit.exchange.conftest import (
+    ROWS,
+    adapted,
+    assert_equal_answers,
+    assert_same_tensors,
+    incoming,
+    ours,
+    problems,
+)
 from tests.unit.models import tiny_gguf
 from tritune.errors import Mismatch, NotMergeable
 from tritune.exchange import format_named
@@ -44,6 +52,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
     patch.undo()
 
 
+UNEVEN = LoRA(
+    rank=2,
+    alpha=3.0,
+    rank_stabilised=True,
+    ranks={Role.ATTN_Q: 5, Role.MLP_UP: 1},
+    alphas={Role.MLP_UP: 7.0},
+    start="pissa",
+)
+
+
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     return {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(path).tensors}
 
@@ -68,7 +86,9 @@ def test_what_did_not_change_keeps_its_bytes(base: Base, tmp_path: Path) -> None
     assert changed == {"blk.0.attn_q.weight", "blk.1.attn_q.weight"}
 
 
-@pytest.mark.parametrize("config", [LoRA(rank=3, alpha=5.0), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_K,))])
+@pytest.mark.parametrize(
+    "config", [LoRA(rank=3, alpha=5.0), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_K,)), UNEVEN]
+)
 def test_the_adapter_is_the_difference_to_the_merged_model(base: Base, config: LoRA, tmp_path: Path) -> None:
     """llama.cpp adds alpha / rank times B A to the weight of that name."""
     mine = adapted(base, config)
@@ -89,11 +109,19 @@ def test_the_adapter_is_the_difference_to_the_merged_model(base: Base, config: L
 
 @pytest.mark.parametrize("name", ["llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"])
 def test_an_adapter_comes_back_with_every_byte(name: str, tmp_path: Path) -> None:
-    mine = adapted(base_of(name), LoRA(rank=3, alpha=6.0))
+    """Ranks may differ from role to role where alpha is the same: llama.cpp divides by each one's own."""
+    mine = adapted(base_of(name), LoRA(rank=3, alpha=6.0, ranks={Role.ATTN_V: 1, Role.MLP_DOWN: 4}))
     ON_TOP.write(mine, tmp_path)
     back = ON_TOP.read(tmp_path, mine.base)
     assert_same_tensors(back.tensors, mine.delta.export())
     assert back.config == mine.config
+
+
+def test_scales_of_other_kinds_come_back_in_b(tmp_path: Path) -> None:
+    mine = adapted(base_of("llama-tied"), UNEVEN)
+    ON_TOP.write(mine, tmp_path)
+    back = ON_TOP.read(tmp_path, mine.base)
+    assert_equal_answers(ours(incoming(mine.base, back.config, back.tensors)), ours(mine), mine.base)
 
 
 def test_a_base_that_is_no_gguf_file(tmp_path: Path) -> None:
@@ -125,7 +153,7 @@ def test_a_prompt_cannot_be_merged(base: Base, tmp_path: Path) -> None:
 
 @with_llama
 @pytest.mark.parametrize("format", ["gguf", "gguf-lora"])
-@pytest.mark.parametrize("config", [LoRA(rank=3), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_Q,))])
+@pytest.mark.parametrize("config", [LoRA(rank=3), LoRA(rank=2, rank_stabilised=True, roles=(Role.ATTN_Q,)), UNEVEN])
 def test_llama_cpp_answers_as_we_do(base: Base, config: LoRA, format: str, tmp_path: Path) -> None:
     done = export(adapted(base, config), format, tmp_path / "out", python=PYTHON)
     assert done.verdict.by.startswith("llama.cpp ")

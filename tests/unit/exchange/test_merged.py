@@ -16,8 +16,10 @@ from tritune.exchange.outward import export
 from tritune.exchange.sidecar import SIDECAR
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.full import Full
+from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
+from tritune.models.base import Role
 from tritune.models.load import load_base
 from tritune.spec import MethodConfig
 
@@ -25,7 +27,17 @@ MERGED = format_named("merged")
 
 
 @pytest.mark.parametrize(
-    "config", [LoRA(rank=3), LoRA(rank=2, rank_stabilised=True), Full()], ids=["lora", "rs", "full"]
+    "config",
+    [
+        LoRA(rank=3),
+        LoRA(rank=2, rank_stabilised=True),
+        LoRA(rank=2, ranks={Role.ATTN_V: 4}, alphas={Role.ATTN_O: 5.0}, start="olora"),
+        IA3(),
+        Full(),
+        Full(parts=("norms", "embeddings"), layer_decay=0.5),
+        Full(top_layers=1),
+    ],
+    ids=["lora", "rs", "olora by role", "ia3", "full", "parts", "top layer"],
 )
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-neox", "phi3", "opt-post-norm", "gemma2"])
 def test_transformers_answers_as_we_do(name: str, config: MethodConfig, tmp_path: Path) -> None:

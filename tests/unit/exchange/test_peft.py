@@ -31,7 +31,9 @@ from tritune.errors import Mismatch
 from tritune.exchange import format_named
 from tritune.exchange.peft import CONFIG, TENSORS
 from tritune.methods.bottleneck import Bottleneck
+from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
+from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
 from tritune.models.load import Base
@@ -70,9 +72,23 @@ OURS = {
     "lora": LoRA(rank=3),
     "lora of some roles": LoRA(rank=2, alpha=5.0, roles=(Role.ATTN_Q, Role.ATTN_V)),
     "rank-stabilised lora": LoRA(rank=3, alpha=7.0, rank_stabilised=True, dropout=0.25),
+    "lora of other ranks and weights": LoRA(
+        rank=2,  # v of another rank than q but of the same scale: they may share a matrix
+        alpha=3.0,
+        ranks={Role.ATTN_O: 5, Role.ATTN_V: 1},
+        alphas={Role.ATTN_O: 1.0, Role.ATTN_V: 1.5},
+    ),
+    "pissa": LoRA(rank=2, alpha=3.0, start="pissa", rank_stabilised=True),
+    "olora of other ranks": LoRA(
+        rank=2, roles=(Role.ATTN_Q, Role.ATTN_O, Role.MLP_DOWN), ranks={Role.ATTN_O: 3}, start="olora"
+    ),
     "p-tuning": PTuning(tokens=4, hidden=8),
     "p-tuning, lstm": PTuning(tokens=3, encoder="lstm", hidden=5, start="random"),
     "prompt tuning": PTuning(tokens=5, encoder="none"),
+    "prefix": Prefix(tokens=3),
+    "prefix, network": Prefix(tokens=4, hidden=6, start="random"),
+    "ia3": IA3(),
+    "ia3 on other places": IA3(output_roles=(Role.ATTN_Q, Role.MLP_UP), input_roles=(Role.ATTN_O, Role.MLP_DOWN)),
 }
 
 
@@ -88,9 +104,45 @@ def test_peft_answers_as_we_do_and_we_read_back_every_byte(name: str, case: str,
 
     back = PEFT.read(tmp_path, base)
     assert_same_tensors(back.tensors, mine.delta.export())
+    assert back.notes == () or isinstance(config, PTuning)
     if isinstance(config, LoRA):
+        assert back.config == plain(config)
+    if isinstance(config, IA3):
         assert back.config == config
-        assert back.notes == ()
+
+
+def plain(config: LoRA) -> LoRA:
+    """What starts at zero and holds the same: a start that is none stays in what is exported, as twice the rank."""
+    if config.start == "zero":
+        return config
+    more = 2**0.5 if config.rank_stabilised else 2
+    return config.model_copy(
+        update={
+            "start": "zero",
+            "rank": 2 * config.rank,
+            "ranks": {role: 2 * rank for role, rank in config.ranks.items()},
+            "alpha": float(f"{config.alpha * more:.12g}"),
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "phi3"])
+def test_one_scale_for_a_fused_matrix(name: str, tmp_path: Path) -> None:
+    """Sites of one matrix with other weights: the difference goes into B, so the bytes change and the answers do not."""
+    base = base_of(name)
+    mine = adapted(base, LoRA(rank=2, roles=(Role.ATTN_Q, Role.ATTN_V), alphas={Role.ATTN_V: 5.0}))
+    PEFT.write(mine, tmp_path)
+    assert_equal_answers(theirs(loaded_by_peft(base, tmp_path)), ours(mine), base)
+    back = PEFT.read(tmp_path, base)
+    assert_equal_answers(ours(incoming(base, back.config, back.tensors)), ours(mine), base)
+
+
+@pytest.mark.parametrize("placement", ["suffix", "around"])
+def test_prompts_that_do_not_stand_in_front_are_refused(placement: Any, tmp_path: Path) -> None:
+    front = 1 if placement == "around" else None
+    mine = adapted(base_of("llama-tied"), PTuning(tokens=3, encoder="none", placement=placement, front=front))
+    with pytest.raises(Mismatch, match=f"'{placement}'; PEFT's prompts stand in front"):
+        PEFT.write(mine, tmp_path)
 
 
 @pytest.mark.parametrize("case", OURS)
@@ -120,6 +172,8 @@ THEIRS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fused and others": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "interleaved": ("gpt-neox", {"target_modules": ["query_key_value", "dense_4h_to_h"], "use_rslora": True}),
     "two fused": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
+    "ranks by module": ("qwen2", {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 2}}),
+    "weights by module": ("mistral", {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {"k_proj": 11}}),
 }
 
 
@@ -138,7 +192,7 @@ def test_we_answer_as_peft_does_and_write_back_every_byte(case: str, tmp_path: P
 
 
 UNEVEN = {
-    "ranks": {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 2}},
+    "ranks": {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {r"layers\.2\.mlp\.down_proj": 2}},
     "weights": {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {r"layers\.1\.self_attn\.k_proj": 11}},
     "ranks and weights, stabilised": {
         "target_modules": ["q_proj", "down_proj"],
@@ -154,7 +208,7 @@ UNEVEN = {
 
 
 @pytest.mark.parametrize("case", UNEVEN)
-def test_what_differs_by_module_is_the_same_function(case: str, tmp_path: Path) -> None:
+def test_what_differs_by_layer_is_the_same_function(case: str, tmp_path: Path) -> None:
     base = base_of("llama-tied")
     model = made_by_peft(base, tmp_path, peft.LoraConfig(**LORA, **UNEVEN[case]))
     back = PEFT.read(tmp_path, base)
@@ -184,6 +238,83 @@ def test_prompts_come_in(name: str, case: str, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     PEFT.write(mine, tmp_path / "again")
     assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+PREFIXES: Mapping[str, dict[str, Any]] = {
+    "keys and values": {},
+    "a network": {"prefix_projection": True, "encoder_hidden_size": 6},
+}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma3", "phi3"])
+def test_prefixes_come_in(name: str, case: str, tmp_path: Path) -> None:
+    base = base_of(name)
+    given = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, **PREFIXES[case])
+    model = made_by_peft(base, tmp_path / "theirs", given)
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert bool(back.notes) == (case == "a network"), "that the network is lost is said"
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+IA3S: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "their default": ("llama-tied", {}),
+    "a pattern": ("gemma2", {"target_modules": r".*\.(v|down)_proj", "feedforward_modules": r".*\.down_proj"}),
+    "fused": ("gpt2", {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}),
+    "interleaved": ("gpt-neox", {"target_modules": ["query_key_value", "dense"], "feedforward_modules": []}),
+    "input side of attention": (
+        "opt-post-norm",
+        {"target_modules": ["out_proj", "fc2"], "feedforward_modules": ["out_proj"]},
+    ),
+    "one layer": ("qwen3", {"target_modules": ["layers.1.self_attn.k_proj"], "feedforward_modules": []}),
+}
+
+
+@pytest.mark.parametrize("case", IA3S)
+def test_scales_come_in(case: str, tmp_path: Path) -> None:
+    name, options = IA3S[case]
+    base = base_of(name)
+    model = made_by_peft(base, tmp_path / "theirs", peft.IA3Config(task_type="CAUSAL_LM", **options))
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert bool(back.notes) == (case == "one layer")
+    if case != "one layer":
+        (tmp_path / "again").mkdir()
+        PEFT.write(mine, tmp_path / "again")
+        assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
+
+
+def test_scales_on_both_sides_of_a_matrix_are_refused(tmp_path: Path) -> None:
+    both = IA3(output_roles=(Role.MLP_DOWN,), input_roles=(Role.MLP_DOWN,))
+    with pytest.raises(Mismatch, match=r"'mlp\.down': is scaled on both sides"):
+        PEFT.write(adapted(base_of("llama-tied"), both), tmp_path)
+
+
+def test_scales_that_do_not_fit(tmp_path: Path) -> None:
+    base = base_of("gpt2")
+    PEFT.write(adapted(base, IA3()), tmp_path)
+    fused = "transformer.h.0.attn.c_attn"
+    settings = {"feedforward_modules": ["c_attn"], "target_modules": ["attn.c_attn", "lm_head"], "new": 1}
+    change(tmp_path, settings, lambda tensors: None)
+    found = refused(tmp_path, base)
+    assert {f"module '{fused}'", "module 'lm_head'", "config key 'new'", f"base_model.model.{fused}.ia3_l"} <= set(
+        found
+    )
+    assert "no place" in found["base_model.model.transformer.h.0.mlp.c_proj.ia3_l"]
+    change(tmp_path, {"feedforward_modules": "("}, lambda tensors: None)
+    assert "config key 'feedforward_modules'" in refused(tmp_path, base)
+
+
+def test_a_prefix_of_another_base(tmp_path: Path) -> None:
+    PEFT.write(adapted(base_of("llama-tied"), Prefix(tokens=3)), tmp_path)
+    change(tmp_path, {"num_layers": 5, "num_transformer_submodules": 2}, lambda tensors: None)
+    wrong = {"config key 'num_layers'", "config key 'num_transformer_submodules'", "prompt_embeddings"}
+    assert set(refused(tmp_path, base_of("gpt2"))) == wrong
 
 
 def test_half_precision_comes_in(tmp_path: Path) -> None:

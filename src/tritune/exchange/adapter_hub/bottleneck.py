@@ -1,62 +1,56 @@
-"""adapter-hub's bottleneck adapters: seq_bn, double_seq_bn, par_bn and scaled_par_bn, told apart by their flags.
+"""adapter-hub's bottleneck adapters, with every option that both have: where they sit, what they read, norms, scales.
 
-Coming in, a layer that was left out gets an adapter whose up-projection is zero: the same function, and said.
-Shapes: R bottleneck width, D model width.
+A norm in front of the adapter is kept twice there, as `adapter_norm_before` and as the first part of `adapter_down`; both
+are one. Only families that norm before the sum are exchanged: adapter-hub patches no other of ours by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from tritune.adaptation import Adaptation
-from tritune.errors import Problem
+from tritune.errors import Mismatch, Problem
 from tritune.exchange.adapter_hub.codec import NAME, Codec, setting_problems
 from tritune.exchange.format import Incoming
 from tritune.exchange.problems import tensor_problems
 from tritune.methods import method_of
-from tritune.methods.bottleneck import Bottleneck, Nonlinearity
+from tritune.methods.bottleneck import Bottleneck
 from tritune.models.base import Role
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
 
-_FLAGS = (
-    "mh_adapter",
-    "output_adapter",
-    "original_ln_before",
-    "original_ln_after",
-    "residual_before_ln",
-    "is_parallel",
-)
-#: our placement -> their flags
-_PLACEMENTS: Mapping[str, tuple[bool, ...]] = {
-    "seq": (False, True, True, True, True, False),
-    "double_seq": (True, True, False, True, True, False),
-    "par": (False, True, False, True, True, True),
-}
 _MODULES = {Role.BLOCK_ATTN: "attention_adapters", Role.BLOCK_MLP: "output_adapters"}
-#: our part of a tensor's name -> theirs
-_PARTS = {
-    "down.weight": "adapter_down.0.weight",
-    "down.bias": "adapter_down.0.bias",
-    "up.weight": "adapter_up.weight",
-    "up.bias": "adapter_up.bias",
-    "scaling": "scaling",
+#: our placement -> its sub-layers, whether adapters read the sum with the stream, whether they stand beside the sub-layer
+_PLACEMENTS: Mapping[str, tuple[tuple[str, ...], bool, bool]] = {
+    "seq": (("mlp",), True, False),
+    "double_seq": (("attn", "mlp"), False, False),
+    "par": (("mlp",), False, True),
 }
-_STARTS = {"bert": "bert", "zero": "mam_adapter"}
+#: keys of theirs that are called differently here
+_RENAMED = {"non_linearity": "nonlinearity", "init_weights": "init"}
+#: keys that mean the same in both, and what they are where a config names none
+_SAME: Mapping[str, Any] = {
+    "dropout": 0.0,
+    "leave_out": [],
+    "ln_after": False,
+    "ln_before": False,
+    "adapter_residual_before_ln": False,
+    "original_ln_after": True,
+    "reduction_factor": None,
+    "residual_before_ln": True,
+    "scaling": 1.0,
+}
+_STARTS = {"bert": "bert", "houlsby": "houlsby", "zero": "mam_adapter"}
 # Of training, or of kinds that are switched off by a key of their own (phm_layer, inv_adapter).
 _IDLE = {
-    "adapter_residual_before_ln",
     "architecture",
     "cross_adapter",
-    "dropout",
     "factorized_phm_W",
     "factorized_phm_rule",
     "hypercomplex_nonlinearity",
-    "init_weights",
     "init_weights_seed",
     "inv_adapter_reduction_factor",
     "learn_phm",
@@ -69,7 +63,15 @@ _IDLE = {
     "shared_phm_rule",
     "stochastic_depth",
 }
-_READ = {*_FLAGS, "leave_out", "non_linearity", "reduction_factor", "scaling", *_IDLE}
+_READ = {
+    *_SAME,
+    *_RENAMED,
+    "is_parallel",
+    "mh_adapter",
+    "original_ln_before",
+    "output_adapter",
+    *_IDLE,
+}
 
 
 class BottleneckCodec(Codec):
@@ -79,107 +81,104 @@ class BottleneckCodec(Codec):
     def encode(self, adaptation: Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]]:
         given = adaptation.config
         assert isinstance(given, Bottleneck)
+        plain = given.model_dump(mode="json")
+        blocks = given.blocks or _PLACEMENTS[given.placement][0]
         config: dict[str, Any] = {
-            **dict(zip(_FLAGS, _PLACEMENTS[given.placement], strict=True)),
-            "adapter_residual_before_ln": False,
+            **{key: plain[key] for key in _SAME},
             "cross_adapter": False,
-            "dropout": 0.0,
             "init_weights": _STARTS[given.init],
             "init_weights_seed": None,
             "inv_adapter": None,
             "inv_adapter_reduction_factor": None,
-            "leave_out": [],
-            "ln_after": False,
-            "ln_before": False,
+            "is_parallel": given.parallel,
+            "mh_adapter": "attn" in blocks,
             "non_linearity": given.nonlinearity,
+            "original_ln_before": given.reads_sum,
+            "output_adapter": "mlp" in blocks,
             "phm_layer": False,
-            "reduction_factor": given.reduction_factor,
-            "scaling": given.scaling if given.scaling == "learned" else float(given.scaling),
             "stochastic_depth": 0.0,
             "use_gating": False,
         }
-        names = _names(given, adaptation.base, NAME)
-        return config, {names[name]: tensor for name, tensor in adaptation.delta.export().items()}
+        tensors, own = {}, adaptation.delta.export()
+        for mine, theirs in _names(given, adaptation.base, NAME).items():
+            tensors |= {name: own[mine].clone() for name in theirs}
+        return config, tensors
 
     def misfits(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base, name: str) -> list[Problem]:
-        problems = [*setting_problems(config, _READ, {}), *_value_problems(config, base)]
+        problems = setting_problems(config, _READ, {})
+        try:
+            ours = _config(config)
+            shapes = method_of(ours).shapes(ours, base)
+        except Mismatch as error:
+            return [*problems, *error.problems]
         if problems:
             return problems
-        ours, left_out = _config(config), set(config.get("leave_out") or ())
-        shapes = method_of(ours).shapes(ours, base)
-        layers = {f"{site.key}.": site.layer for site in base.sites}
-        wanted = {
-            theirs: shapes[mine]
-            for mine, theirs in _names(ours, base, name).items()
-            if next(layer for key, layer in layers.items() if mine.startswith(key)) not in left_out
-        }
-        return tensor_problems(tensors, wanted)
+        names = _names(ours, base, name)
+        problems = tensor_problems(tensors, {each: shapes[mine] for mine, theirs in names.items() for each in theirs})
+        return problems or [
+            Problem(theirs[1], f"is another tensor than {theirs[0]}, which it should be")
+            for theirs in names.values()
+            if len(theirs) > 1 and not tensors[theirs[0]].equal(tensors[theirs[1]])
+        ]
 
     def decode(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base, name: str) -> Incoming:
         ours = _config(config)
-        shapes = method_of(ours).shapes(ours, base)
         names = _names(ours, base, name)
-        found = {
-            mine: tensors[theirs].float() if theirs in tensors else torch.zeros(shapes[mine])
-            for mine, theirs in names.items()
-        }
-        left_out = sum(theirs not in tensors for theirs in names.values()) // len(_parts(ours))
-        note = f"{left_out} places that were left out got adapters that add zero"
-        return Incoming(ours, found, (note,) if left_out else ())
+        return Incoming(ours, {mine: tensors[theirs[0]].float() for mine, theirs in names.items()})
 
 
 def _config(config: Mapping[str, Any]) -> Bottleneck:
-    scaling = config.get("scaling", 1.0)
-    return Bottleneck(
-        placement=_placement(config),  # type: ignore[arg-type]  # checked by _value_problems
-        reduction_factor=float(config["reduction_factor"]),
-        nonlinearity=config["non_linearity"].lower(),
-        scaling="learned" if scaling == "learned" else float(scaling),
-        init="bert" if config.get("init_weights", "bert") == "bert" else "zero",
-    )
+    """
+    Raises:
+        Mismatch: values that are none of ours; by the keys there.
+    """
+    blocks = tuple(block for key, block in (("mh_adapter", "attn"), ("output_adapter", "mlp")) if config.get(key))
+    given: dict[str, Any] = {key: config.get(key, default) for key, default in _SAME.items()}
+    given["leave_out"] = given["leave_out"] or []
+    given["nonlinearity"] = str(config.get("non_linearity")).lower()
+    start = config.get("init_weights", "bert")
+    given["init"] = next((mine for mine, theirs in _STARTS.items() if theirs == start), start)
+    given["placement"] = "par" if config.get("is_parallel") else "double_seq" if "attn" in blocks else "seq"
+    usual, reads_sum, _ = _PLACEMENTS[given["placement"]]
+    if blocks != usual:
+        given["blocks"] = list(blocks)
+    if (before := config.get("original_ln_before", False)) is not reads_sum:
+        given["original_ln_before"] = before
+    try:
+        return Bottleneck.read(given, "config")
+    except Mismatch as error:
+        raise Mismatch(error.title, [Problem(_their_key(p.where), p.what) for p in error.problems]) from None
 
 
-def _placement(config: Mapping[str, Any]) -> str | None:
-    defaults = {
-        "original_ln_before": False,
-        "original_ln_after": True,
-        "residual_before_ln": True,
-        "is_parallel": False,
+def _their_key(where: str) -> str:
+    """'config, field 'nonlinearity'' -> 'config.non_linearity'"""
+    field = where.split("'")[1].split(".")[0] if "'" in where else ""
+    back = {ours: theirs for theirs, ours in _RENAMED.items()} | {
+        "blocks": "output_adapter",
+        "placement": "is_parallel",
     }
-    flags = tuple(config.get(flag, defaults.get(flag)) for flag in _FLAGS)
-    return next((placement for placement, known in _PLACEMENTS.items() if known == flags), None)
+    return f"config.{back.get(field, field)}" if field.isidentifier() else "config"
 
 
-def _value_problems(config: Mapping[str, Any], base: Base) -> list[Problem]:
-    found = []
-    if _placement(config) is None:
-        flags = ", ".join(f"{flag} {config.get(flag)}" for flag in _FLAGS)
-        found.append(Problem("config", f"{flags}: none of seq_bn, double_seq_bn, par_bn"))
-    factor = config.get("reduction_factor")
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
-        found.append(Problem("config.reduction_factor", f"is {factor!r}, expected one number above 0 for all layers"))
-    name = config.get("non_linearity")
-    if not isinstance(name, str) or name.lower() not in get_args(Nonlinearity):
-        found.append(Problem("config.non_linearity", f"is {name!r}, known: {', '.join(get_args(Nonlinearity))}"))
-    scaling = config.get("scaling", 1.0)
-    if scaling != "learned" and (isinstance(scaling, bool) or not isinstance(scaling, int | float)):
-        found.append(Problem("config.scaling", f"is {scaling!r}, expected a number or 'learned'"))
-    layers = base.config.num_hidden_layers
-    left_out = config.get("leave_out") or []
-    if not isinstance(left_out, list) or not all(isinstance(i, int) and 0 <= i < layers for i in left_out):
-        found.append(Problem("config.leave_out", f"is {left_out!r}, expected numbers of layers below {layers}"))
+def _names(config: Bottleneck, base: Base, name: str) -> dict[str, tuple[str, ...]]:
+    """Our name of every tensor -> theirs."""
+    layers = FAMILIES[base.config.model_type](base.config).layers
+    sites = {site.key: site for site in config.sites(base)}
+    found = {}
+    for mine in method_of(config).shapes(config, base):
+        key = next(key for key in sites if mine.startswith(f"{key}."))
+        site = sites[key]
+        there = f"{layers}.{site.layer}.{_MODULES[site.role]}.adapters.{name}"
+        found[mine] = tuple(f"{there}.{part}" for part in _parts(mine.removeprefix(f"{key}."), config))
     return found
 
 
-def _parts(config: Bottleneck) -> list[str]:
-    return [part for part in _PARTS if part != "scaling" or config.scaling == "learned"]
-
-
-def _names(config: Bottleneck, base: Base, name: str) -> dict[str, str]:
-    """Our name of every tensor -> theirs."""
-    layers = FAMILIES[base.config.model_type](base.config).layers
-    return {
-        f"{site.key}.{part}": f"{layers}.{site.layer}.{_MODULES[site.role]}.adapters.{name}.{_PARTS[part]}"
-        for site in config.sites(base)
-        for part in _parts(config)
-    }
+def _parts(mine: str, config: Bottleneck) -> tuple[str, ...]:
+    """Their names of one of our parts. The linear map comes second in `adapter_down` where a norm comes first."""
+    part, _, kind = mine.partition(".")
+    if part == "scaling":
+        return ("scaling",)
+    if part == "ln_before":
+        return f"adapter_norm_before.{kind}", f"adapter_down.0.{kind}"
+    down = f"adapter_down.{1 if config.ln_before else 0}"
+    return (f"{({'down': down, 'up': 'adapter_up', 'ln_after': 'adapter_norm_after'})[part]}.{kind}",)

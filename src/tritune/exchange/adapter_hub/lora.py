@@ -1,6 +1,7 @@
 """adapter-hub's LoRA: on q, k, v of attention and on the two outer matrices of the feed-forward; nothing elsewhere.
 
-A fused c_attn (GPT-2) keeps one A and one B for each of q, k, v that take part, above each other: as ours.
+A fused c_attn (GPT-2) keeps one A and one B for each of q, k, v that take part, above each other: as ours. There is one rank
+and one alpha for all: smaller ranks go out filled with zeros, other scales in B, and so they come back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.adapter_hub.codec import NAME, Codec, setting_problems
 from tritune.exchange.format import Incoming
-from tritune.exchange.lora_terms import alpha_of, gathered, terms_of
+from tritune.exchange.lora_terms import alpha_of, gathered, largest, terms_of, uniform
 from tritune.exchange.modules import LinearModule, LowRank, linear_modules
 from tritune.exchange.problems import tensor_problems
 from tritune.methods.lora import LoRA
@@ -65,8 +66,10 @@ class LoraCodec(Codec):
             ],
             "Export it in PEFT's format, or train it with other roles.",
         )
+        terms = uniform(terms_of(adaptation))
+        rank, scale = largest(terms.values())
         config = {
-            "alpha": alpha_of(given.scale, given.rank, stabilised=False),
+            "alpha": alpha_of(scale, rank, stabilised=False),
             "architecture": self.architecture,
             "attn_matrices": [letter for role, letter in _ATTENTION.items() if role in roles],
             "composition_mode": "add",
@@ -74,13 +77,12 @@ class LoraCodec(Codec):
             "init_weights": "lora",
             "init_weights_seed": None,
             "leave_out": [],
-            "r": given.rank,
+            "r": rank,
             "selfattn_lora": bool(roles & set(_ATTENTION)),
             "use_dora": False,
             "use_gating": False,
             **{key: role in roles for key, role in feed_forward.items()},
         }
-        terms = terms_of(adaptation)
         tensors: dict[str, Tensor] = {}
         for module, sites in _adapted(base, roles).items():
             A, B = _names(module, NAME)

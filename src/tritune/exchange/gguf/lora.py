@@ -1,6 +1,7 @@
 """A LoRA as a GGUF adapter: `llama-cli -m base.gguf --lora adapter.gguf`. Written, and read back to check ourselves.
 
-llama.cpp multiplies B A by alpha / rank, the rank being B's own. Shapes: r rank, D and E input and output width.
+llama.cpp multiplies B A by alpha / rank, the rank being B's own and alpha that of the whole file.
+Shapes: r rank, D and E input and output width.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.gguf.copying import copy
 from tritune.exchange.gguf.names import ARCHITECTURES, family_problems, names_of, rows_order, source_of
-from tritune.exchange.lora_terms import alpha_of, gathered, terms_of
+from tritune.exchange.lora_terms import alpha_of, gathered, largest, terms_of
 from tritune.exchange.modules import LowRank, linear_modules
 from tritune.methods.lora import LoRA
 from tritune.models.load import Base
@@ -42,9 +43,13 @@ class GgufLora(Format):
         writer = GGUFWriter(folder / FILE, ARCHITECTURES[base.config.model_type])
         writer.add_type(ADAPTER)
         writer.add_string("adapter.type", KIND)
-        writer.add_float32(ALPHA, float(alpha_of(given.scale, given.rank, stabilised=False)))
+        placed = _placed(adaptation)
+        rank, scale = largest(term for *_, term in placed)
+        alpha = float(alpha_of(scale, rank, stabilised=False))
+        writer.add_float32(ALPHA, alpha)
         writer.add_string("general.name", f"LoRA of {base.name}")
-        for theirs, order, term in _placed(adaptation):
+        for theirs, order, own in placed:
+            term = own.as_of(own.rank, alpha / own.rank)
             writer.add_tensor(f"{theirs}.lora_a", term.A.float().contiguous().numpy())
             writer.add_tensor(f"{theirs}.lora_b", term.B[order].float().contiguous().numpy())
         writer.write_header_to_file()

@@ -12,7 +12,9 @@ from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.peft.codec import Codec, common
+from tritune.exchange.peft.ia3 import Ia3Codec
 from tritune.exchange.peft.lora import LoraCodec
+from tritune.exchange.peft.prefix import PrefixCodec
 from tritune.exchange.peft.prompt import PromptCodec
 from tritune.exchange.weights import read_weights
 from tritune.models.load import Base
@@ -22,7 +24,7 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 
-CODECS: tuple[Codec, ...] = (LoraCodec(), PromptCodec())
+CODECS: tuple[Codec, ...] = (LoraCodec(), PromptCodec(), PrefixCodec(), Ia3Codec())
 
 
 class Peft(Format):

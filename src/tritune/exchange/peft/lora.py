@@ -66,11 +66,11 @@ class LoraCodec(Codec):
         assert isinstance(given, LoRA)
         fused = fused_terms(adaptation)
         ranks = {module.within: term.rank for module, term in fused}
+        alphas = {module.within: alpha_of(term.scale, term.rank, given.rank_stabilised) for module, term in fused}
         r = min(ranks.values())
-        alphas = {within: alpha_of(given.scale, rank, given.rank_stabilised) for within, rank in ranks.items()}
-        others = [within for within, rank in ranks.items() if rank != r]
+        alpha = next(alphas[within] for within, rank in ranks.items() if rank == r)
         config = {
-            "alpha_pattern": {re.escape(within): alphas[within] for within in others},
+            "alpha_pattern": {re.escape(within): its for within, its in alphas.items() if its != alpha},
             "bias": "none",
             "corda_config": None,
             "eva_config": None,
@@ -81,7 +81,7 @@ class LoraCodec(Codec):
             "layers_pattern": None,
             "layers_to_transform": None,
             "loftq_config": {},
-            "lora_alpha": alpha_of(given.scale, r, given.rank_stabilised),
+            "lora_alpha": alpha,
             "lora_bias": False,
             "lora_dropout": given.dropout,
             "megatron_config": None,
@@ -89,7 +89,7 @@ class LoraCodec(Codec):
             "modules_to_save": None,
             "peft_type": "LORA",
             "r": r,
-            "rank_pattern": {re.escape(within): ranks[within] for within in others},
+            "rank_pattern": {re.escape(within): rank for within, rank in ranks.items() if rank != r},
             "target_modules": sorted(ranks),
             "target_parameters": None,
             "trainable_token_indices": None,
