@@ -213,7 +213,8 @@ class Bank:
     """Many adaptations, of any kinds, on one base in one batch. Row by row the right one answers; BARE rows none. A batch
     with any other slot is refused by `Base.logits`.
 
-    The slow correct way: one call per slot and site. Faster banks must equal it.
+    Where a base computes low-rank terms beside its own products, those of all slots go in one pass. Elsewhere the slow
+    correct way: one call per slot and site.
 
     Raises:
         Mismatch: an adaptation that replaces the whole base cannot share a batch.
@@ -253,8 +254,16 @@ class Bank:
                     y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
         return y_NE
 
-    def low_rank(self, site: Site) -> LowRank | None:
-        return None
+    def low_rank(self, site: Site) -> Mapping[int, LowRank] | None:
+        """Where every adaptation that acts at a site has but a low-rank term, nothing is gathered."""
+        found = {}
+        for slot, delta in self.deltas.items():
+            if site.key in self._keys[slot]:
+                term = delta.low_rank(site)
+                if term is None:
+                    return None
+                found[slot] = term
+        return found
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
