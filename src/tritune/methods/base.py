@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
@@ -234,7 +235,15 @@ class Bank:
         return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
 
     def segments(self) -> Sequence[Segment | DeepSegment]:
-        return [replace(s, slot=slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+        found: list[Segment | DeepSegment] = []
+        for slot, delta in self.deltas.items():
+            with self.turn(slot):
+                found += [replace(segment, slot=slot) for segment in delta.segments()]
+        return found
+
+    def turn(self, slot: int) -> AbstractContextManager[None]:
+        """Open while an adaptation is asked for what it does; for banks that give each a random generator of its own."""
+        return nullcontext()
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is not None, "a bank needs a batch with slots"
@@ -242,7 +251,8 @@ class Bank:
             if site.key in self._keys[slot]:
                 mine = (slot_N == slot).nonzero()[:, 0]
                 if len(mine):
-                    x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
+                    with self.turn(slot):
+                        x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
         return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
@@ -251,7 +261,8 @@ class Bank:
             if site.key in self._keys[slot]:
                 mine = (slot_N == slot).nonzero()[:, 0]
                 if len(mine):
-                    y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
+                    with self.turn(slot):
+                        y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
         return y_NE
 
     def low_rank(self, site: Site) -> Mapping[int, LowRank] | None:
