@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from tritune.adaptation import Evaluation, base_ref, chat_digest, encoder_for, evaluation
-from tritune.errors import Diverged, Mismatch, Problem
+from tritune.errors import Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.caveats import caveat_text, caveats
 from tritune.evaluate.forgetting import ForgettingProbe
@@ -32,9 +32,9 @@ from tritune.report import units
 from tritune.report.told import told
 from tritune.report.words import Lang
 from tritune.run import Training
+from tritune.search import choose
 from tritune.spec import Frozen, MethodConfig, Strategy
 from tritune.tasks.base import Example, Split, Task
-from tritune.train.state import TrainState
 from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
 
 
@@ -149,13 +149,21 @@ def _measure_method(
     first, *others = plan.seeds
     entry = found.take(kind, first)
     if entry is None:
-        trial, search = _search(base, task, kind, config, plan, rows, progress)
+        rates = _rates(kind, plan)
+        trials = (Trial(base, task, config, plan.training, rate, first, rows=rows) for rate in rates)
+        trial, search = choose(trials, len(rates), plan.search_share, progress)
         entry = _measure_trial(trial, search, found, probe, progress)
     assert entry.learning_rate is not None
     for seed in others:
         if found.take(kind, seed) is None:
             trial = Trial(base, task, config, plan.training, entry.learning_rate, seed, rows=rows)
             _measure_trial(trial, entry.search, found, probe, progress)
+
+
+def _rates(kind: str, plan: Plan) -> list[float]:
+    if plan.training.learning_rate:
+        return [plan.training.learning_rate]
+    return sorted(method_named(kind).learning_rate * factor for factor in plan.rates)
 
 
 def _measure_trial(
@@ -191,52 +199,6 @@ def _measure_trial(
     found.add(entry, measurement.results)
     progress.say(_line(entry, progress.lang))
     return entry
-
-
-def _search(
-    base: Base, task: Task, kind: str, config: MethodConfig, plan: Plan, rows: TrainingRows, progress: Progress
-) -> tuple[Trial, tuple[SearchPoint, ...]]:
-    """Every rate runs its share of the steps with the first seed; the best, paused, goes on from there.
-
-    Raises:
-        Diverged: none of the rates stayed finite.
-    """
-    default = method_named(kind).learning_rate
-    leader: Trial | None = None
-    points: list[SearchPoint] = []
-    rates = (plan.training.learning_rate,) if plan.training.learning_rate else tuple(default * f for f in plan.rates)
-    for rate in sorted(rates):
-        states: list[TrainState] = []
-
-        def keep(state: TrainState, states: list[TrainState] = states) -> None:
-            states[:] = [state]  # the newest only: each holds a copy of everything that trains
-
-        trial = Trial(base, task, config, plan.training, rate, plan.seeds[0], rows=rows)
-        if len(rates) == 1:
-            return trial, ()
-        steps = max(1, round(plan.search_share * trial.total_steps))
-        try:
-            events = trial.events(until=steps, save=keep)
-            follow(events, progress, told("rate", progress.lang, method=kind, rate=f"{rate:.2g}"), steps)
-        except Diverged as error:
-            progress.say(told("diverged", progress.lang, method=kind, rate=f"{rate:.2g}", why=error))
-        reached = trial.latest if states else None
-        points.append(
-            SearchPoint(
-                learning_rate=rate,
-                steps=steps,
-                dev_loss=reached.dev_loss if reached else None,
-                dev_score=reached.dev_score if reached else None,
-                chosen=False,
-            )
-        )
-        if reached and (leader is None or leader.latest is None or reached.merit > leader.latest.merit):
-            trial.resume = states.pop()
-            leader = trial
-    if leader is None:
-        raise Diverged(f"{kind}: every learning rate of the search diverged: {[p.learning_rate for p in points]}.")
-    chosen = leader.learning_rate
-    return leader, tuple(p.model_copy(update={"chosen": p.learning_rate == chosen}) for p in points)
 
 
 def _entry(measurement: Evaluation, name: str, strategy: Strategy, seed: int, cost: Cost) -> Entry:

@@ -6,13 +6,14 @@ Knows tasks, bases, methods and the loop; no statistics, no report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, encoder_for
-from tritune.errors import BadData, Mismatch, Problem
+from tritune.errors import BadData, Diverged, Mismatch, Problem
 from tritune.evaluate import examples
 from tritune.evaluate.examples import Rows
 from tritune.evaluate.record import CurvePoint
@@ -27,6 +28,8 @@ from tritune.spec import MethodConfig, digest
 from tritune.tasks.base import Example, Split, Task
 from tritune.train.loop import Event, Measured, total_steps, train
 from tritune.train.state import TrainState
+from tritune.train.together import train_together
+from tritune.train.trainer import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,21 @@ class Trial:
         del resume  # the loop takes it over; a name here would keep a copy of every weight through the whole run
         with self.base.remembering(self._seen_again()):
             for event in events:
-                if event.kind in ("step", "evaluation"):
-                    self.curve.append(event.point)
-                if event.best:
-                    self.best_step = event.step
+                self._note(event)
                 yield event
+
+    def _note(self, event: Event) -> None:
+        if event.kind in ("step", "evaluation"):
+            self.curve.append(event.point)
+        if event.best:
+            self.best_step = event.step
+
+    def job(self, until: int, save: Callable[[TrainState], None]) -> Job:
+        """The run from its start to step `until`, to be trained beside others."""
+        assert self.resume is None, "a run that was begun goes on alone"
+        evaluate = self._evaluate if self.training.evaluations else None
+        rows, rate = self._train.encoded, self.learning_rate
+        return Job(self.training, self.delta, rows, rate, self.seed, evaluate, save, until)
 
     def _seen_again(self) -> list[tuple[int, ...]]:
         """Texts that go through the base more than once in this run."""
@@ -163,6 +176,24 @@ class Trial:
         origin = Origin(self.training, self.learning_rate, self.seed, steps, data_digests(self.task))
         del self.delta
         return Adaptation(self.base, self.task, self.config, tensors, origin)
+
+
+def events_together(
+    trials: Sequence[Trial], until: int, save: Callable[[Trial, TrainState], None]
+) -> Iterator[tuple[Trial, Event | Diverged]]:
+    """Train fresh trials of one base to step `until` in one pass over it; one that diverges ends with that error.
+
+    Raises:
+        Mismatch: a trial replaces weights of the base.
+    """
+    base = trials[0].base
+    jobs = [trial.job(until, partial(save, trial)) for trial in trials]
+    texts = {text: None for trial in trials for text in trial._seen_again()}
+    with base.remembering(list(texts)):
+        for i, event in train_together(base, jobs):
+            if isinstance(event, Event):
+                trials[i]._note(event)
+            yield trials[i], event
 
 
 def adapt(

@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("adaptation",),
     ("exchange",),
     ("finished", "trial"),
+    ("search",),
     ("comparison",),
     ("recipes",),
     ("cli",),

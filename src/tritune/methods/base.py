@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
@@ -213,7 +214,8 @@ class Bank:
     """Many adaptations, of any kinds, on one base in one batch. Row by row the right one answers; BARE rows none. A batch
     with any other slot is refused by `Base.logits`.
 
-    The slow correct way: one call per slot and site. Faster banks must equal it.
+    Where a base computes low-rank terms beside its own products, those of all slots go in one pass. Elsewhere the slow
+    correct way: one call per slot and site.
 
     Raises:
         Mismatch: an adaptation that replaces the whole base cannot share a batch.
@@ -233,7 +235,15 @@ class Bank:
         return tuple({site.key: site for delta in self.deltas.values() for site in delta.sites()}.values())
 
     def segments(self) -> Sequence[Segment | DeepSegment]:
-        return [replace(s, slot=slot) for slot, delta in self.deltas.items() for s in delta.segments()]
+        found: list[Segment | DeepSegment] = []
+        for slot, delta in self.deltas.items():
+            with self.turn(slot):
+                found += [replace(segment, slot=slot) for segment in delta.segments()]
+        return found
+
+    def turn(self, slot: int) -> AbstractContextManager[None]:
+        """Open while an adaptation is asked for what it does; for banks that give each a random generator of its own."""
+        return nullcontext()
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is not None, "a bank needs a batch with slots"
@@ -241,7 +251,8 @@ class Bank:
             if site.key in self._keys[slot]:
                 mine = (slot_N == slot).nonzero()[:, 0]
                 if len(mine):
-                    x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
+                    with self.turn(slot):
+                        x_ND = x_ND.index_copy(0, mine, self.deltas[slot].enter(site, x_ND[mine], None))
         return x_ND
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
@@ -250,11 +261,20 @@ class Bank:
             if site.key in self._keys[slot]:
                 mine = (slot_N == slot).nonzero()[:, 0]
                 if len(mine):
-                    y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
+                    with self.turn(slot):
+                        y_NE = y_NE.index_copy(0, mine, delta.edit(site, x_ND[mine], y_NE[mine], None))
         return y_NE
 
-    def low_rank(self, site: Site) -> LowRank | None:
-        return None
+    def low_rank(self, site: Site) -> Mapping[int, LowRank] | None:
+        """Where every adaptation that acts at a site has but a low-rank term, nothing is gathered."""
+        found = {}
+        for slot, delta in self.deltas.items():
+            if site.key in self._keys[slot]:
+                term = delta.low_rank(site)
+                if term is None:
+                    return None
+                found[slot] = term
+        return found
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}

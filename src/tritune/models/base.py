@@ -140,9 +140,10 @@ class Edits(Protocol):
         `enter` returned."""
         ...
 
-    def low_rank(self, site: Site) -> LowRank | None:
+    def low_rank(self, site: Site) -> LowRank | Mapping[int, LowRank] | None:
         """What `edit` does at a linear site, where that is nothing but a low-rank term: the base may then compute it
-        together with its own product instead of calling `edit`. None: call `edit`. Asked anew in every forward pass."""
+        together with its own product instead of calling `edit`. A mapping: of each slot's rows; others have none. None:
+        call `edit`. Asked anew in every forward pass."""
         ...
 
     def weights(self) -> Mapping[str, Tensor]:

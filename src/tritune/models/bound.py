@@ -5,7 +5,7 @@ The forward pass itself stays transformers' own. Knows places and edits, no meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,16 +15,20 @@ from torch.utils.hooks import RemovableHandle
 from tritune.models.base import LINEAR_ROLES, Edits, NoEdits
 from tritune.models.sites import Place
 
+#: the tokens of a term that is every row's
+EVERYWHERE: dict[int | None, tuple[slice, ...]] = {None: (slice(None),)}
+
 
 class Stream:
     """What the modules of a base share: the edits that are bound and where they act, whether the fast twins run, the
-    slots of the tokens on their way, and what entered each site."""
+    slots of the tokens on their way, where the tokens of each slot lie (None: all of them), and what entered each site."""
 
     def __init__(self) -> None:
         self.edits: Edits = NoEdits()
         self.edited: frozenset[str] = frozenset()
         self.fast = True
         self.slot_N: Tensor | None = None
+        self.runs: Mapping[int | None, tuple[slice, ...]] = EVERYWHERE
         self.entered: dict[str, Tensor] = {}
 
 

@@ -1,16 +1,16 @@
 """Fast twins of the modules of Llama, Mistral, Qwen 2 and Qwen 3: the same arithmetic in fewer passes over memory.
 
 What changes: q, k, v are one product and gate, up another; norms, rotary positions and gated activations have hand-written
-backwards (`kernels.py`); low-rank terms are computed beside the frozen product. A model's own code stays the slow twin: it
-runs with `Base.twins` off, and for modules whose exact class is not known here; where an edit wants to be called at a linear
-map, or brings a weight of its own, that map's own module runs. `probe.py` holds the
-two against each other whenever a base is loaded. Knows no method and no task.
+backwards (`kernels.py`); low-rank terms, one for all rows or one for those of each slot, are computed beside the frozen
+product. A model's own code stays the slow twin: it runs with `Base.twins` off, and for modules whose exact class is not known
+here; where an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs. `probe.py`
+holds the two against each other whenever a base is loaded. Knows no method and no task.
 Shapes: N packed tokens, D model width, E outputs of several maps side by side, H query heads, K key heads, d head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tritune.models import kernels
 from tritune.models.attention import packed_attention
-from tritune.models.base import LINEAR_ROLES, Site
+from tritune.models.base import LINEAR_ROLES, LowRank, Site
 from tritune.models.bound import Stream
 from tritune.models.layout import Layout
 from tritune.models.sites import Place
@@ -49,14 +49,19 @@ class FrozenMaps:
         """(N, E), or None where some map must run by itself."""
         if any(module.weight is not own for module, own in zip(self.modules, self.own, strict=True)):
             return None
-        terms = []
+        found: list[Mapping[int | None, LowRank]] = []
         for site in self.sites:
-            edited = site.key in self.stream.edited
-            term = self.stream.edits.low_rank(site) if edited else None
-            if edited and term is None:
+            term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}
+            if term is None:
                 return None
-            terms.append(term)
-        return kernels.linear(x_ND, self.weight_ED, self.bias_E, self.widths, terms)
+            found.append({None: term} if isinstance(term, LowRank) else dict(term.items()))
+            assert not found[-1] or None in found[-1] or self.stream.slot_N is not None, (
+                "a bank needs a batch with slots"
+            )
+        parts = [
+            kernels.Part(runs, tuple(terms.get(slot) for terms in found)) for slot, runs in self.stream.runs.items()
+        ]
+        return kernels.linear(x_ND, self.weight_ED, self.bias_E, self.widths, parts)
 
     def apart(self, x_ND: Tensor) -> list[Tensor]:
         """Each map's own module, with whatever hangs on it."""

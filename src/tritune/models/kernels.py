@@ -8,7 +8,9 @@ Shapes: N packed tokens, D and E input and output width, H heads, d head width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, starmap
 from typing import Any
 
 import torch
@@ -141,83 +143,140 @@ class _SwiGLU(torch.autograd.Function):
         return grad_N2F
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Low-rank terms of some of the tokens: one for each of several maps, or none. `runs` are disjoint."""
+
+    runs: tuple[slice, ...]
+    terms: tuple[LowRank | None, ...]
+
+
 def linear(
-    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], terms: Sequence[LowRank | None]
+    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], parts: Sequence[Part]
 ) -> Tensor:
-    """Several frozen linear maps of one input as one product, each with its low-rank term or none.
+    """Several frozen linear maps of one input as one product, with low-rank terms for all tokens or for some.
 
     Args:
         weight_ED: their weights, one above the other; no gradient reaches them.
         widths: output width of each; together E.
-        terms: what is added to each: y_i += scale_i * (x A_iᵀ) B_iᵀ.
+        parts: what is added: y_i += scale_i * (x A_iᵀ) B_iᵀ at the tokens of the part, for map i.
 
     Returns:
         (N, E): the outputs side by side.
     """
-    given = [term for term in terms if term is not None]
-    if not given:
+    columns = list(starmap(slice, pairwise(accumulate(widths, initial=0))))
+    placed, learned = [], []
+    for part in parts:
+        given = [(place, term) for place, term in zip(columns, part.terms, strict=True) if term is not None]
+        if given:
+            placed.append(_Placed(part.runs, tuple((place, term.scale) for place, term in given)))
+            learned += [term.A_rD for _, term in given] + [term.B_Er for _, term in given]
+    if not placed:
         return F.linear(x_ND, weight_ED, bias_E)
-    dtype = x_ND.dtype
-    A_RD = torch.cat([term.A_rD.to(dtype) for term in given])
-    placed = []
-    at_E = at_R = 0
-    for width, term in zip(widths, terms, strict=True):
-        if term is not None:
-            r = term.A_rD.shape[0]
-            placed.append((slice(at_E, at_E + width), slice(at_R, at_R + r), term.scale))
-            at_R += r
-        at_E += width
-    y_NE: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
-        x_ND, weight_ED, bias_E, tuple(placed), A_RD, *(term.B_Er.to(dtype) for term in given)
-    )
+    y_NE: Tensor = _LowRankLinear.apply(x_ND, weight_ED, bias_E, tuple(placed), *learned)  # type: ignore[no-untyped-call]
     return y_NE
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Where terms act: their tokens, and each one's columns and scale."""
+
+    runs: tuple[slice, ...]
+    terms: tuple[tuple[slice, float], ...]
+
+
 class _LowRankLinear(torch.autograd.Function):
-    """Saves x and its low-rank images. B's gradient is taken as (hᵀ g)ᵀ: several times faster than gᵀ h at small ranks."""
+    """Saves x and its low-rank images; A and B are as they are stored, and computed with in the width of x.
+
+    B's gradient is taken as (hᵀ g)ᵀ: several times faster than gᵀ h at small ranks."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_ND: Tensor,
-        weight_ED: Tensor,
-        bias_E: Tensor | None,
-        placed: tuple[tuple[slice, slice, float], ...],
-        A_RD: Tensor,
-        *B_Er: Tensor,
+        ctx: Any, x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, placed: tuple[_Placed, ...], *learned: Tensor
     ) -> Tensor:
         y_NE = F.linear(x_ND, weight_ED, bias_E)
-        h_NR = x_ND @ A_RD.T
-        for (columns, rank, scale), B in zip(placed, B_Er, strict=True):
-            y_NE[:, columns].addmm_(h_NR[:, rank], B.T, alpha=scale)
-        ctx.save_for_backward(x_ND, weight_ED, h_NR, A_RD, *B_Er)
-        ctx.placed = placed
+        images = []
+        for part, A_RD, ranks, Bs in _terms(placed, learned, x_ND.dtype):
+            for run in part.runs:
+                h_nR = x_ND[run] @ A_RD.T
+                for (columns, scale), rank, B_Er in zip(part.terms, ranks, Bs, strict=True):
+                    y_NE[run, columns].addmm_(h_nR[:, rank], B_Er.T, alpha=scale)
+                images.append(h_nR)
+        ctx.save_for_backward(x_ND, weight_ED, *learned, *images)
+        ctx.placed, ctx.n_learned = placed, len(learned)
         return y_NE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_ED, h_NR, A_RD, *B_Er = ctx.saved_tensors
-        back_NR = torch.empty_like(h_NR)
-        grad_B = []
-        for (columns, rank, scale), B in zip(ctx.placed, B_Er, strict=True):
-            torch.mul(g_NE[:, columns] @ B, scale, out=back_NR[:, rank])
-            grad_B.append((h_NR[:, rank].T @ g_NE[:, columns]).mul_(scale).T)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (g_NE @ weight_ED).addmm_(back_NR, A_RD)
-        return grad_x, None, None, None, back_NR.T @ x_ND, *grad_B
+        x_ND, weight_ED, *saved = ctx.saved_tensors
+        learned, images = saved[: ctx.n_learned], iter(saved[ctx.n_learned :])
+        grad_x = g_NE @ weight_ED if ctx.needs_input_grad[0] else None
+        slopes: list[Tensor] = []
+        for part, A_RD, ranks, Bs in _terms(ctx.placed, learned, x_ND.dtype):
+            of_runs = [
+                _slopes(part.terms, ranks, Bs, A_RD, x_ND[run], next(images), g_NE[run], _rows(grad_x, run))
+                for run in part.runs
+            ]
+            slopes += [sum(of_term[1:], of_term[0]) for of_term in zip(*of_runs, strict=True)]
+        wide = [slope.to(tensor.dtype) for slope, tensor in zip(slopes, learned, strict=True)]
+        return grad_x, None, None, None, *wide
+
+
+def _terms(
+    placed: Sequence[_Placed], learned: Sequence[Tensor], dtype: torch.dtype
+) -> Iterator[tuple[_Placed, Tensor, list[slice], list[Tensor]]]:
+    """Each part with its A (one above the other, and which rows are whose) and its B."""
+    at = 0
+    for part in placed:
+        n = len(part.terms)
+        As, Bs = learned[at : at + n], learned[at + n : at + 2 * n]
+        at += 2 * n
+        ranks = list(starmap(slice, pairwise(accumulate(map(len, As), initial=0))))
+        yield part, (As[0] if n == 1 else torch.cat(list(As))).to(dtype), ranks, [B.to(dtype) for B in Bs]
+
+
+def _rows(x: Tensor | None, run: slice) -> Tensor | None:
+    return None if x is None else x[run]
+
+
+def _slopes(
+    terms: Sequence[tuple[slice, float]],
+    ranks: Sequence[slice],
+    Bs: Sequence[Tensor],
+    A_RD: Tensor,
+    x_nD: Tensor,
+    h_nR: Tensor,
+    g_nE: Tensor,
+    grad_x: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of every A, then of every B, from one run of tokens; what the terms pass on is added to `grad_x`."""
+    back_nR = torch.empty_like(h_nR)
+    of_B = []
+    for (columns, scale), rank, B_Er in zip(terms, ranks, Bs, strict=True):
+        torch.mul(g_nE[:, columns] @ B_Er, scale, out=back_nR[:, rank])
+        of_B.append((h_nR[:, rank].T @ g_nE[:, columns]).mul_(scale).T)
+    if grad_x is not None:
+        grad_x.addmm_(back_nR, A_RD)
+    of_A = back_nR.T @ x_nD
+    return [*(of_A[rank] for rank in ranks), *of_B]
 
 
 def reference_linear(
-    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], terms: Sequence[LowRank | None]
+    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], parts: Sequence[Part]
 ) -> Tensor:
     """The same by autograd, map by map: the oracle of the tests."""
     biases = [None] * len(widths) if bias_E is None else torch.split(bias_E, list(widths))
     outputs = []
-    for weight, bias, term in zip(torch.split(weight_ED, list(widths)), biases, terms, strict=True):
+    for i, (weight, bias) in enumerate(zip(torch.split(weight_ED, list(widths)), biases, strict=True)):
         y = F.linear(x_ND, weight, bias)
-        if term is not None:
-            y = y + term.scale * F.linear(F.linear(x_ND, term.A_rD.to(x_ND.dtype)), term.B_Er.to(x_ND.dtype))
+        for part in parts:
+            term = part.terms[i]
+            if term is not None:
+                added = term.scale * F.linear(F.linear(x_ND, term.A_rD.to(x_ND.dtype)), term.B_Er.to(x_ND.dtype))
+                mine_N1 = torch.zeros_like(x_ND[:, :1])
+                for run in part.runs:
+                    mine_N1[run] = 1
+                y = y + mine_N1 * added
         outputs.append(y)
     return torch.cat(outputs, -1)

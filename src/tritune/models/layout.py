@@ -8,16 +8,17 @@ span's further keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from tritune.models.base import Batch, Span
+from tritune.models.base import BARE, Batch, Span
 from tritune.models.past import Past
-from tritune.models.pieces import Lengths, asked_of, in_key_order, pieces_of, rows_behind
+from tritune.models.pieces import Lengths, Piece, asked_of, in_key_order, pieces_of, rows_behind
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
@@ -70,6 +71,7 @@ class Layout:
     """Tokens are computed in packed order; keys that are given (`past`) come before all packed ones in the groups' indexes.
 
     `positions_N` counts from the first token a row can see. `back_N` puts the groups' outputs in packed order.
+    `slot_N` is each token's slot, and `runs` where the tokens of each slot lie; nothing where the batch has no slots.
     `source_N`: what stands at each packed position, as an index into: the tokens of the segments in front, of the batch,
     and of the segments behind texts, once per row of `rows_behind`. None: just these, in this order.
     `asked`: for each token of the batch, the packed position whose output says what follows it: its own or, at the end of
@@ -80,6 +82,7 @@ class Layout:
     groups: tuple[Group, ...]
     back_N: Tensor
     slot_N: Tensor | None
+    runs: Mapping[int, tuple[slice, ...]]
     source_N: Tensor | None
     rows_behind: Lengths
     asked: Tensor
@@ -133,10 +136,23 @@ def build(
         groups=tuple(groups),
         back_N=torch.argsort(torch.cat(order)).to(device),
         slot_N=slot_N,
+        runs={} if batch.slots is None else _runs([pieces[i] for i in computed]),
         source_N=None if source_N is None else source_N.to(device),
         rows_behind=rows_behind(batch, behind),
         asked=asked,
     )
+
+
+def _runs(computed: Sequence[Piece]) -> dict[int, tuple[slice, ...]]:
+    """Consecutive tokens of each adaptation; the bare base's are nobody's."""
+    found: dict[int, tuple[slice, ...]] = {}
+    at = 0
+    for slot, members in groupby(computed, key=lambda piece: piece.slot):
+        end = at + sum(piece.length for piece in members)
+        if slot != BARE:
+            found[slot] = (*found.get(slot, ()), slice(at, end))
+        at = end
+    return found
 
 
 def _grouped(spans: Sequence[Span], past: Sequence[int], computed: Sequence[int]) -> list[list[int]]:

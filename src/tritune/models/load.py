@@ -32,7 +32,7 @@ from transformers import (
 from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Site
-from tritune.models.bound import Stream, hooked
+from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken
 from tritune.models.layout import Layout, build
@@ -241,6 +241,7 @@ class Base:
 
     def _run(self, x_ND: Tensor, layout: Layout, at_K: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         self._stream.slot_N = layout.slot_N
+        self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {
             "inputs_embeds": x_ND[None],
             "position_ids": layout.positions_N[None],

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from tritune.models.base import IGNORE, Batch, Span
+from tritune.models.base import BARE, IGNORE, Batch, Span
 from tritune.text.encode import Encoded
 
 #: sharing a beginning costs a group of its own in attention; from this many saved tokens on it pays
@@ -47,9 +48,21 @@ def shared_beginning(rows: Sequence[tuple[int, ...]]) -> int:
 
 
 def training_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) -> Batch:
-    """Loss is taken on every token of each answer, at the position that predicts it. `slots`: the adaptation of each row."""
+    """Loss is taken on every token of each answer, at the position that predicts it. `slots`: the adaptation of each row;
+    those of one adaptation that follow each other share their beginning."""
     build = _Builder()
-    n = _shared(rows, slots)
+    labels: list[int] = []
+    span_slots: list[int] = []
+    for slot, group in groupby(zip(slots or [BARE] * len(rows), rows, strict=True), key=lambda pair: pair[0]):
+        labels += _learned(build, [row for _, row in group])
+        span_slots += [slot] * (len(build.spans) - len(span_slots))
+    given = None if slots is None else tuple(span_slots)
+    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels), given)
+
+
+def _learned(build: _Builder, rows: Sequence[Encoded]) -> list[int]:
+    """Add rows that share what all begin with; returns their labels."""
+    n = shared_beginning([row.context for row in rows])
     parents = (build.add(rows[0].context[:n], ()),) if n else ()
     labels = [IGNORE] * n
     for row in rows:
@@ -57,8 +70,7 @@ def training_batch(rows: Sequence[Encoded], slots: Sequence[int] | None = None) 
         own = row.context[n:]
         build.add((*own, *row.target[:-1]), parents, len(own))
         labels += [IGNORE] * (len(own) - 1) + list(row.target)
-    span_slots = None if slots is None else (*slots[: len(parents)], *slots)
-    return Batch(torch.tensor(build.tokens), tuple(build.spans), torch.tensor(labels), span_slots)
+    return labels
 
 
 def _shared(rows: Sequence[Encoded], slots: Sequence[int] | None) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from tritune.methods import METHODS, method
-from tritune.models.base import IGNORE, Batch, Span
+from tritune.methods.base import Bank, Delta
+from tritune.methods.lora import LoraDelta
+from tritune.models.base import BARE, IGNORE, Batch, Span
 from tritune.models.load import Base
 from tritune.models.probe import TOLERANCE, probe
 from tritune.models.tiny import tiny_base
@@ -23,17 +28,26 @@ def batch() -> Batch:
     tokens = torch.randint(3, 300, (33,), generator=generator)
     labels = torch.full((33,), IGNORE)
     labels[[4, 12, 20, 30, 32]] = torch.randint(3, 300, (5,), generator=generator)
-    return Batch(
-        tokens, (Span(0, 5), Span(5, 8, (0,), text=7), Span(13, 9, (0,), text=9), Span(22, 11, text=10)), labels
-    )
+    return Batch(tokens, (Span(0, 5), Span(5, 8, (0,), 6), Span(13, 9, (0,), 9), Span(22, 11, (), 8)), labels)
 
 
-def loss_and_slopes(base: Base, kind: str, variant: int, twins: bool) -> tuple[float, dict[str, Tensor]]:
-    delta = method(kind).init(method(kind).variants[variant], base, torch.Generator().manual_seed(1)).eval()
-    generator = torch.Generator().manual_seed(2)
+def batch_labels(given: Batch) -> Tensor:
+    assert given.labels_N is not None
+    return given.labels_N
+
+
+def shaken(base: Base, kind: str, variant: int, seed: int) -> Delta:
+    """A delta none of whose tensors is zero."""
+    delta = method(kind).init(method(kind).variants[variant], base, torch.Generator().manual_seed(seed)).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in delta.trainable().values():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return delta
+
+
+def loss_and_slopes(base: Base, kind: str, variant: int, twins: bool) -> tuple[float, dict[str, Tensor]]:
+    delta = shaken(base, kind, variant, seed=1)
     base.twins = twins
     with base.bind(delta):
         loss = batch_loss(base, batch())
@@ -51,6 +65,47 @@ def test_twins_learn_what_the_modules_learn(family: str, kind: str) -> None:
         assert fast_slopes.keys() == slow_slopes.keys()
         for name, slope in slow_slopes.items():
             torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def mixed_loss_and_slopes(base: Base, kinds: Sequence[str], twins: bool) -> tuple[float, dict[str, Tensor]]:
+    """Three spans of one slot's, of which the first is shared, and one of another's; BARE is a third."""
+    deltas = {7 - i: shaken(base, kind, 0, seed=i) for i, kind in enumerate(kinds)}
+    base.twins = twins
+    rows = batch()
+    spans = (*rows.spans, Span(33, 4))
+    labels = torch.cat([batch_labels(rows), torch.tensor([IGNORE, IGNORE, IGNORE, 5])])
+    mixed = Batch(torch.cat([rows.tokens_N, rows.tokens_N[:4]]), spans, labels, (7, 7, 7, 6, BARE))
+    with base.bind(Bank(deltas)):
+        loss = batch_loss(base, mixed)
+        loss.backward()  # type: ignore[no-untyped-call]
+    named = {f"{slot}.{n}": p for slot, delta in deltas.items() for n, p in delta.trainable().items()}
+    return float(loss.detach()), {n: p.grad for n, p in named.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "kinds", [("lora", "lora"), ("lora", "ptuning"), ("lora", "bottleneck"), ("lora", "ia3")], ids=str
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twins_keep_the_rows_of_several_adaptations_apart(family: str, kinds: Sequence[str]) -> None:
+    base = tiny_base(family)
+    (fast, fast_slopes), (slow, slow_slopes) = (mixed_loss_and_slopes(base, kinds, twins) for twins in (True, False))
+    assert fast == pytest.approx(slow, rel=1e-5)
+    assert fast_slopes.keys() == slow_slopes.keys()
+    for name, slope in slow_slopes.items():
+        torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_bank_of_low_rank_terms_calls_no_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise several at once would cost one gathering per slot and site."""
+    base = tiny_base("llama")
+    bank = Bank({7: shaken(base, "lora", 0, seed=0), 6: shaken(base, "lora", 1, seed=1)})
+    rows = replace(batch(), slots=(7, 7, 7, 6))
+    with base.bind(bank):
+        fast = base.logits(rows, torch.arange(33))
+        monkeypatch.setattr(LoraDelta, "edit", lambda *given: pytest.fail("an adaptation was called"))
+        torch.testing.assert_close(base.logits(rows, torch.arange(33)), fast)
+        with pytest.raises(AssertionError, match="slots"):
+            base.logits(batch(), torch.arange(33))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -71,28 +71,57 @@ def test_swiglu() -> None:
     same(lambda: kernels.swiglu(x), lambda: F.silu(x[:, :5]) * x[:, 5:], (x,))
 
 
+def parts_of(which: tuple[int, ...], *places: tuple[slice, ...]) -> list[kernels.Part]:
+    """Terms of the maps `which` for the tokens at each place, of ranks of their own."""
+    widths, ranks, scales = [5, 3, 4], [2, 1, 3], [0.5, 2.0, -1.0]
+    found = []
+    for p, runs in enumerate(places):
+        terms = [
+            LowRank(random(r + p, 6, seed=10 + i + 100 * p), random(e, r + p, seed=20 + i + 100 * p), s)
+            if i in which
+            else None
+            for i, (e, r, s) in enumerate(zip(widths, ranks, scales, strict=True))
+        ]
+        found.append(kernels.Part(runs, tuple(terms)))
+    return found
+
+
+def learned(parts: list[kernels.Part]) -> tuple[Tensor, ...]:
+    return tuple(t for part in parts for term in part.terms if term for t in (term.A_rD, term.B_Er))
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2), ()], ids=str)
 def test_linear_maps_with_low_rank_terms(which: tuple[int, ...], bias: bool) -> None:
-    widths, ranks, scales = [5, 3, 4], [2, 1, 3], [0.5, 2.0, -1.0]
+    widths = [5, 3, 4]
     x, weight = random(7, 6), random(12, 6, seed=1).detach()
     given = random(12, seed=2).detach() if bias else None
-    terms = [
-        LowRank(random(r, 6, seed=10 + i), random(e, r, seed=20 + i), s) if i in which else None
-        for i, (e, r, s) in enumerate(zip(widths, ranks, scales, strict=True))
-    ]
-    learned = tuple(t for term in terms if term for t in (term.A_rD, term.B_Er))
+    parts = parts_of(which, (slice(None),))
     same(
-        lambda: kernels.linear(x, weight, given, widths, terms),
-        lambda: kernels.reference_linear(x, weight, given, widths, terms),
-        (x, *learned),
+        lambda: kernels.linear(x, weight, given, widths, parts),
+        lambda: kernels.reference_linear(x, weight, given, widths, parts),
+        (x, *learned(parts)),
     )
+
+
+@pytest.mark.parametrize("which", [(0, 1, 2), (1,), (0, 2)], ids=str)
+def test_terms_act_on_their_own_tokens_only(which: tuple[int, ...]) -> None:
+    """Several adaptations in one batch, one of them in two places; the last two tokens are nobody's."""
+    x, weight, widths = random(11, 6), random(12, 6, seed=1).detach(), [5, 3, 4]
+    mixed = parts_of(which, (slice(0, 2), slice(5, 9)), (slice(2, 5),))
+    mixed.append(kernels.Part((slice(9, 10),), (None, None, None)))
+    same(
+        lambda: kernels.linear(x, weight, None, widths, mixed),
+        lambda: kernels.reference_linear(x, weight, None, widths, mixed),
+        (x, *learned(mixed)),
+    )
+    torch.testing.assert_close(kernels.linear(x, weight, None, widths, mixed)[9:], F.linear(x[9:], weight))
 
 
 def test_no_gradient_is_computed_for_an_input_that_wants_none() -> None:
     """Below the lowest trained map there is no backward."""
     x, weight = random(7, 6).detach(), random(5, 6, seed=1).detach()
     term = LowRank(random(2, 6, seed=2), random(5, 2, seed=3), 1.0)
-    kernels.linear(x, weight, None, [5], [term]).sum().backward()
+    kernels.linear(x, weight, None, [5], [kernels.Part((slice(None),), (term,))]).sum().backward()
     assert x.grad is None
     assert term.A_rD.grad is not None
