@@ -99,7 +99,8 @@ class BottleneckCodec(Codec):
             "stochastic_depth": 0.0,
             "use_gating": False,
         }
-        tensors, own = {}, adaptation.delta.export()
+        tensors: dict[str, Tensor] = {}
+        own = adaptation.delta.export()
         for mine, theirs in _names(given, adaptation.base, NAME).items():
             tensors |= {name: own[mine].clone() for name in theirs}
         return config, tensors
