@@ -39,16 +39,20 @@ class FrozenMaps:
         self.modules, self.sites, self.stream = tuple(modules), tuple(sites), stream
         self.widths = [module.out_features for module in modules]
         self.own = [module.weight for module in modules]
+        self._join()
+
+    def _join(self) -> None:
         self.weight_ED = _joined(self.own)
-        biases: list[nn.Parameter | None] = [module.bias for module in modules]
-        self.bias_E = (
-            _joined([bias for bias in biases if bias is not None]) if any(b is not None for b in biases) else None
-        )
+        biases: list[nn.Parameter | None] = [module.bias for module in self.modules]
+        given = [bias for bias in biases if bias is not None]
+        self.bias_E = _joined(given) if given else None
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
         if any(module.weight is not own for module, own in zip(self.modules, self.own, strict=True)):
             return None
+        if self.own[0].data_ptr() != self.weight_ED.data_ptr():  # the model was copied, or moved elsewhere
+            self._join()
         found: list[Mapping[int | None, LowRank]] = []
         for site in self.sites:
             term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}
@@ -82,6 +86,14 @@ def _joined(parameters: Sequence[Tensor]) -> Tensor:
     return joined
 
 
+def stream_of(model: nn.Module) -> Stream | None:
+    """The stream of a model whose modules have their twins already: two bases on one model share it."""
+    for module in model.modules():
+        if isinstance(forward := module.__dict__.get("forward"), StandIn):
+            return forward.stream
+    return None
+
+
 def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
     """Give every module that has a fast twin its twin's forward, to be used while `stream.fast`."""
     site_of = {id(place.module): place.site for place in places if place.site.role in LINEAR_ROLES}
@@ -95,7 +107,7 @@ def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
             module.forward = StandIn(stream, module.forward, FastNorm(module))
         elif kind in ATTENTIONS:
             qkv = maps(module.q_proj, module.k_proj, module.v_proj)
-            module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)))
+            module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)), True)
         elif kind in GATED and type(module.act_fn).__name__ in SILU:
             gate_up = maps(module.gate_proj, module.up_proj)
             module.forward = StandIn(stream, module.forward, FastGated(gate_up, maps(module.down_proj)))
@@ -108,9 +120,11 @@ class StandIn:
     stream: Stream
     own: Callable[..., Any]
     twin: Callable[..., Any]
+    only_packed: bool = False  # whether the twin has to know the batch's layout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.twin if self.stream.fast else self.own)(*args, **kwargs)
+        fast = self.stream.fast and not (self.only_packed and kwargs.get("layout") is None)
+        return (self.twin if fast else self.own)(*args, **kwargs)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from tritune.models import attention
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
-from tritune.models.fast import quicken
+from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.past import Recorded, Virtual
@@ -62,14 +62,16 @@ class Base:
         self.digests = digests
         self.located: Located | None = None  # where its files are; None: made in memory
         self.places: tuple[Place, ...] = find_places(model, model.config)
-        self._stream = Stream()
+        known = stream_of(model)
+        self._stream = known or Stream()
         self._texts: TextCache | None = None
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
             head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
             head.forward = _wide(head)
-        quicken(model, self.places, self._stream)
+        if known is None:
+            quicken(model, self.places, self._stream)
 
     @property
     def twins(self) -> bool:

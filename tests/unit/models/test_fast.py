@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -137,3 +138,26 @@ def test_weights_of_joined_maps_are_held_once() -> None:
     assert isinstance(k, Tensor)
     assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
     assert k.data_ptr() == q.data_ptr() + q.numel() * q.element_size()
+
+
+def test_two_bases_on_one_model_know_of_each_other() -> None:
+    """Otherwise the later one's twins would pass over what is bound to the earlier one."""
+    first = tiny_base("llama")
+    second = Base(first.model, first.tokenizer, "second", first.digests)
+    delta = shaken(first, "lora", 0, seed=1)
+    bare = second.logits(batch(), torch.arange(33))
+    with first.bind(delta):
+        assert not torch.allclose(first.logits(batch(), torch.arange(33)), bare, atol=1e-3)
+        with pytest.raises(AssertionError, match="already bound"), second.bind(delta):
+            pass
+
+
+def test_a_copied_model_computes_with_its_own_weights() -> None:
+    first = tiny_base("llama")
+    copied = Base(copy.deepcopy(first.model), first.tokenizer, "copied", first.digests)
+    with torch.no_grad():
+        copied.model.get_submodule("model.layers.0.self_attn.q_proj").weight.zero_()
+    fast = copied.logits(batch(), torch.arange(33))
+    assert not torch.allclose(fast, first.logits(batch(), torch.arange(33)), atol=1e-3)
+    copied.twins = False
+    torch.testing.assert_close(fast, copied.logits(batch(), torch.arange(33)), rtol=1e-4, atol=1e-5)
