@@ -1,5 +1,6 @@
 # make demo    install into .venv, fetch base and reviews, compare all strategies with plain prompting
-# make test    the same set-up, then the whole test suite
+# make test    the same set-up, then the test suite, but for what `make parity` runs
+# make parity  our methods and formats against the reference implementations; writes docs/parity.md; the last line is JSON
 # make check   formatting, lint, types
 # make bench   speed and memory against other libraries (20 minutes; the first time it makes their environments as well)
 # make bench-sweep    look for the peers' best settings on this machine (before a bench that is to be quoted)
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench bench-sweep bench-prediction bench-environments clean
+.PHONY: demo test parity check format bench bench-sweep bench-prediction bench-environments clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
@@ -23,7 +24,10 @@ demo: $(READY)
 	$(BIN)/tritune demo --out runs/demo --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/parity --ignore=tests/unit/exchange
+
+parity: $(READY)
+	@$(BIN)/python -m tests.parity.run
 
 check: $(READY)
 	$(BIN)/ruff format --check .

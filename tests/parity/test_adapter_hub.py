@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.oracles import packed_logits
+from tests.parity import seen
 from tests.parity.adapter_hub import CASES, MODELS, SEEN, adapter_value, base_value, rows, weights
 from tritune.errors import Mismatch
 from tritune.methods.bottleneck import METHOD, Bottleneck
@@ -68,6 +69,7 @@ def test_bottleneck_is_adapter_hubs(model: str, case: str) -> None:
         bare = torch.cat(packed_logits(base, rows()))
     wanted = RECORDED[f"{model}/{case}/logits"]
     assert not torch.allclose(bare, wanted, atol=1e-2), "the adapters make a difference"
+    seen.SEEN.note([torch.cat(logits)], [wanted])
     torch.testing.assert_close(torch.cat(logits), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     trained = delta.trainable()
     sizes = [trained[name].numel() for name in sorted(trained)]

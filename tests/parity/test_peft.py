@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits
+from tests.parity.seen import SEEN
 from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
@@ -71,6 +72,7 @@ def theirs(forward: Callable[[Sequence[int]], Tensor]) -> list[Tensor]:
 
 
 def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], bare: Sequence[Tensor]) -> None:
+    SEEN.note(got, wanted)
     for a, b, c in zip(got, wanted, bare, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
         assert not torch.allclose(a, c, atol=1e-2), "what was added makes no difference"
@@ -79,6 +81,7 @@ def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], bare: Sequence
 def assert_gradients_close(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():
+        SEEN.note([gradient], [wanted[name]])
         size = float(wanted[name].abs().max())
         assert size > 1e-4, name
         torch.testing.assert_close(

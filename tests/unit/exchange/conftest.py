@@ -11,6 +11,7 @@ from torch import Tensor
 
 import tritune as tt
 from tests.oracles import packed_logits, rows_of
+from tests.parity.seen import SEEN
 from tritune.adaptation import Adaptation, Origin
 from tritune.errors import Mismatch
 from tritune.methods import method_of
@@ -30,12 +31,22 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+#: the format that a file's tests are about
+FORMAT_OF = {"test_peft": "peft", "test_adapter_hub": "adapters", "test_merged": "merged", "test_gguf": "gguf"}
+
+
+@pytest.fixture(autouse=True)
+def what_is_exchanged(request: pytest.FixtureRequest) -> None:
+    SEEN.method, SEEN.format = None, FORMAT_OF.get(request.module.__name__.rpartition(".")[2])
+
+
 def task() -> Classification:
     return tt.classification(test=[{"text": "good one", "label": "yes"}, {"text": "bad one", "label": "no"}])
 
 
 def adapted(base: Base, config: MethodConfig, *, size: float = 0.1) -> Adaptation:
     """Every tensor away from its start."""
+    SEEN.method = method_of(config).kind
     delta = method_of(config).init(config, base, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -51,11 +62,13 @@ def ours(adaptation: Adaptation) -> list[Tensor]:
 
 
 def incoming(base: Base, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Adaptation:
+    SEEN.method = method_of(config).kind
     return Adaptation(base, task(), config, tensors, Origin(Training(), 0.0, 0, 0, {}))
 
 
 def assert_equal_answers(got: Sequence[Tensor], wanted: Sequence[Tensor], base: Base) -> None:
     """Within 1e-4 of the largest logit, and visibly not the bare base."""
+    SEEN.note(got, wanted, base.config.model_type)
     with torch.no_grad():
         bare = packed_logits(base, ROWS)
     for a, b, c in zip(got, wanted, bare, strict=True):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.oracles import base_of, packed_logits
+from tests.parity.seen import SEEN
 from tests.unit.exchange.conftest import (
     adapted,
     assert_equal_answers,
@@ -61,6 +62,7 @@ def test_we_answer_as_the_package_did(case: str) -> None:
     with torch.no_grad(), base.bind(mine.delta):
         (logits,) = packed_logits(base, [answer["row"]])
     wanted, got = torch.tensor(answer["logits"]), logits[answer["at"]]
+    SEEN.note([got], [wanted], base.config.model_type)
     assert float((got - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
     with torch.no_grad():
         (bare,) = packed_logits(base, [answer["row"]])

@@ -14,6 +14,7 @@ import torch
 from gguf import GGUFReader
 
 from tests.oracles import base_of, packed_logits
+from tests.parity.seen import SEEN
 from tests.unit.exchange.conftest import (
     ROWS,
     adapted,
@@ -121,6 +122,7 @@ def test_scales_of_other_kinds_come_back_in_b(tmp_path: Path) -> None:
     mine = adapted(base_of("llama-tied"), UNEVEN)
     ON_TOP.write(mine, tmp_path)
     back = ON_TOP.read(tmp_path, mine.base)
+    SEEN.format = ON_TOP.name
     assert_equal_answers(ours(incoming(mine.base, back.config, back.tensors)), ours(mine), mine.base)
 
 
