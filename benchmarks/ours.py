@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from benchmarks import flops
+from benchmarks import flops, several
 from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
 from tritune.evaluate.answer import choice_log_likelihoods
@@ -27,6 +27,8 @@ def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
     base = load_base(spec.folder, dtype=dtype, device=spec.device)
     clock.dtype = base.dtype_name
+    if spec.setup.loop in (several.APART, several.TOGETHER):
+        return several.work(spec, clock, base)
     return (scoring if spec.choices else training)(spec, clock, base)
 
 

@@ -18,12 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import several
 from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
 from benchmarks.sides import SUBJECTS, best, ours, roles
-from benchmarks.summary import Measurement, assemble
+from benchmarks.summary import SEVERAL, Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
 from tritune.models.locate import locate
@@ -158,6 +159,20 @@ def measure(
     return found
 
 
+def measure_several(
+    options: argparse.Namespace, rows: Sequence[Row], rows_file: Path, records: Records
+) -> dict[str, float] | None:
+    """Several adaptations at once; None where it failed, and says so."""
+    try:
+        outcomes = several.measure(locate(BASE).folder, rows, rows_file, threads=options.threads)
+    except RunFailed as error:
+        say(f"{SEVERAL} failed: {error}")
+        return None
+    for side, outcome in outcomes.items():
+        records.add({"method": SEVERAL, "role": side, **asdict(outcome)})
+    return several.ratios(outcomes)
+
+
 def main() -> None:
     options = arguments()
     start = time.monotonic()
@@ -179,7 +194,8 @@ def main() -> None:
                 say(f"{name} failed: {error}")
             longest = max(longest, time.monotonic() - begin)
             say(f"{name} took {time.monotonic() - begin:.0f} s")
-    summary = assemble(found)
+        at_once = None if options.data == "long" else measure_several(options, rows, rows_file, records)
+    summary = assemble(found, at_once)
     records.note({"summary": summary})
     print(json.dumps(summary), flush=True)
 
