@@ -49,8 +49,8 @@ class FrozenMaps:
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
-        if any(module.weight is not own for module, own in zip(self.modules, self.own, strict=True)):
-            return None
+        if any(m.weight is not own or own.requires_grad for m, own in zip(self.modules, self.own, strict=True)):
+            return None  # weights of an edit's own, or no longer frozen: they need gradients
         if self.own[0].data_ptr() != self.weight_ED.data_ptr():  # the model was copied, or moved elsewhere
             self._join()
         found: list[Mapping[int | None, LowRank]] = []
