@@ -1,7 +1,10 @@
-"""For every test: one thread per process. Tiny bases gain nothing from more, and two workers share two cores."""
+"""For every test: one thread per process (tiny bases gain nothing from more, and two workers share two cores), and Ctrl-C as
+a terminal sends it: a shell that starts the suite in the background has it ignored, and children inherit that."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)
