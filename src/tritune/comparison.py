@@ -23,6 +23,7 @@ from tritune.evaluate.forgetting import ForgettingProbe
 from tritune.evaluate.record import Comparison, Entry, ExampleResult, SearchPoint
 from tritune.evaluate.stats import compare_pairs
 from tritune.finished import ADAPTATIONS, Finished
+from tritune.forecast import Work
 from tritune.measure import Cost, measured
 from tritune.methods import METHODS
 from tritune.methods import method as method_named
@@ -79,6 +80,8 @@ def compare(
     probe = ForgettingProbe(base, _most_virtual(configs))
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, progress)
+        if len(found.entries) == 1:
+            progress.say(_forecast(found.entries[0], task, plan, progress.lang))
     for kind, config in configs.items():
         _measure_method(base, task, kind, config, plan, rows, found, probe, progress)
     return _comparison(base, task, plan, found, command), found.results
@@ -133,6 +136,20 @@ def _measure_prompting(
     entry = _entry(measurement, name, Strategy.PROMPTING, 0, cost)
     found.add(entry, measurement.results)
     progress.say(_line(entry, progress.lang))
+
+
+def _forecast(first: Entry, task: Task, plan: Plan, lang: Lang) -> str:
+    work = Work(
+        *(len(task.examples(split)) for split in (Split.TRAIN, Split.DEV, Split.TEST)),
+        epochs=plan.training.epochs,
+        evaluations=plan.training.evaluations,
+        seeds=len(plan.seeds),
+        rates=1 if plan.training.learning_rate else len(plan.rates),
+        share=plan.search_share,
+        few_shot=plan.shots > 0,
+    )
+    scopes = [method_named(kind).scope for kind in plan.methods]
+    return told("ahead", lang, time=units.seconds(work.seconds(first.seconds_per_1000_rows / 1000, scopes), lang))
 
 
 def _measure_method(

@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("report",),
     ("adaptation",),
     ("exchange",),
-    ("finished", "trial"),
+    ("finished", "forecast", "trial"),
     ("search",),
     ("comparison",),
     ("recipes",),

@@ -33,6 +33,10 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "{method}: {metric} {score} (95 % interval {low} to {high}, n = {n}), trained {seconds} s",
         "{method}: {metric} {score} (95-процентный интервал от {low} до {high}, n = {n}), обучение {seconds} с",
     ),
+    "ahead": (
+        "about {time} for all that follows, at this machine's speed",
+        "всё остальное займёт на этой машине около {time}",
+    ),
     "diverged": ("{method}: rate {rate} diverged. {why}", "{method}: при скорости {rate} обучение разошлось. {why}"),
     "stopped_early": ("{name}: stopped early, no better on dev", "{name}: остановлено раньше, на dev уже не лучше"),
     "going_on": (
