@@ -34,7 +34,8 @@ def norms(matrix: SiteMatrix, A_rD: Tensor, B_Er: Tensor, scale: float) -> Tenso
 @torch.no_grad()
 def reference_norms(matrix: SiteMatrix, A_rD: Tensor, B_Er: Tensor, scale: float) -> Tensor:
     """The same from the matrix itself; exact where `norms` cancels."""
-    return torch.linalg.vector_norm(at_least_float32(matrix.own_ED()) + scale * (B_Er @ A_rD), dim=1)
+    norms_E: Tensor = torch.linalg.vector_norm(at_least_float32(matrix.own_ED()) + scale * (B_Er @ A_rD), dim=1)
+    return norms_E
 
 
 def lengthened(matrix: SiteMatrix, sum_NE: Tensor, factor_E: Tensor) -> Tensor:

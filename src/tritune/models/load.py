@@ -160,8 +160,7 @@ class Base:
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding: one matrix."""
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return head.weight is self.embedding.weight
+        return self.weight_of(self.site("embed"))[0] == self.weight_of(self.site("head"))[0]
 
     def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """A plain Hugging Face folder of this base with other weights, that transformers loads without tritune."""
@@ -251,9 +250,10 @@ class Base:
         tokens_N = batch.tokens_N.to(self.device)
         own = weights.get(self._embedding_name)
         if Role.EMBED not in self._stream.edited:
-            return (
+            embedded: Tensor = (
                 self.embedding(tokens_N) if own is None else functional_call(self.embedding, {"weight": own}, tokens_N)
             )
+            return embedded
         slot_N = None
         if batch.slots is not None:
             lengths = torch.tensor([span.length for span in batch.spans])

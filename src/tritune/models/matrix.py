@@ -32,4 +32,5 @@ class SiteMatrix:
     def squared_norms_E(self) -> Tensor:
         """Of each output's row, at least fp32. Computed once: the matrix is frozen."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return torch.linalg.vector_norm(self.own_ED(), dim=1, dtype=wide).square()
+        norms_E: Tensor = torch.linalg.vector_norm(self.own_ED(), dim=1, dtype=wide)
+        return norms_E.square()
