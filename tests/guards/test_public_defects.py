@@ -139,6 +139,32 @@ def test_merged_answers_as_unmerged(name: str) -> None:
             assert not torch.allclose(stock_logits(stock_of(name), row), wanted, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-neox"])
+def test_dora_of_two_adaptations_is_exact(name: str) -> None:
+    """peft#3608: with two DoRA adaptations on one module, answers and merged weights took the norm of the wrong matrix. Here
+    each answers as its merged model does, alone and beside the other in one batch."""
+    base = base_of(name)
+    deltas = {}
+    for slot, config in enumerate((LoRA(rank=3, alpha=6.0, dora=True), LoRA(rank=2, dora=True, rank_stabilised=True))):
+        deltas[slot] = adapted(base, config, size=0.1 + 0.1 * slot).delta
+    slots = (1, 0, 1)
+    with torch.no_grad(), base.bind(Bank(deltas)):
+        mixed = packed_logits(base, ROWS, slots)
+    for slot, delta in deltas.items():
+        with torch.no_grad(), base.bind(delta):
+            alone = packed_logits(base, ROWS)
+        merged = copy.deepcopy(stock_of(name))
+        with torch.no_grad():
+            for weight, tensor in method("lora").merge(delta, base).items():
+                merged.get_parameter(weight).copy_(tensor)
+            for i, row in enumerate(ROWS):
+                wanted = stock_logits(merged, row)
+                torch.testing.assert_close(alone[i], wanted, rtol=1e-4, atol=1e-4)
+                if slots[i] == slot:
+                    torch.testing.assert_close(mixed[i], wanted, rtol=1e-4, atol=1e-4)
+                assert not torch.allclose(stock_logits(stock_of(name), row), wanted, atol=1e-2)
+
+
 def test_an_adaptation_that_matches_no_site_is_an_error(tmp_path: Path) -> None:
     """vllm#34186: adapter weights whose names matched no module were passed over, and the bare base answered."""
     gate = LoRA(rank=2, roles=(Role.MLP_GATE,))

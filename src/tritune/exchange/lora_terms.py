@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from tritune.adaptation import Adaptation
+from tritune.errors import Problem
 from tritune.exchange.format import Incoming
 from tritune.exchange.modules import LowRank
 from tritune.methods.base import linear_roles
 from tritune.methods.lora import LoRA
-from tritune.models.base import LINEAR_ROLES, Role, Site
+from tritune.models.base import END_ROLES, LINEAR_ROLES, Role, Site
 from tritune.models.load import Base
 
 T = TypeVar("T")
@@ -28,12 +29,26 @@ T = TypeVar("T")
 
 def terms_of(adaptation: Adaptation) -> dict[str, LowRank]:
     """The term of every adapted site, by key, each with the rank and the scale of its role."""
-    given, tensors = adaptation.config, adaptation.delta.export()
+    given, tensors = adaptation.config, {name: t.cpu() for name, t in adaptation.delta.export().items()}
     assert isinstance(given, LoRA)
     return {
-        site.key: LowRank(tensors[f"{site.key}.A"].cpu(), tensors[f"{site.key}.B"].cpu(), given.scale_at(site))
+        site.key: LowRank(
+            tensors[f"{site.key}.A"], tensors[f"{site.key}.B"], given.scale_at(site), tensors.get(f"{site.key}.m")
+        )
         for site in adaptation.delta.sites()
     }
+
+
+def plain_problems(adaptation: Adaptation) -> list[Problem]:
+    """What formats that hold nothing but terms on linear maps of the layers cannot say."""
+    given = adaptation.config
+    assert isinstance(given, LoRA)
+    found = [Problem("dora", "has no place there: rows of learned length are no low-rank term")] if given.dora else []
+    return found + [
+        Problem(f"role '{site.role}'", "has no place there, only linear maps of the layers have")
+        for site in adaptation.delta.sites()
+        if site.role in END_ROLES
+    ]
 
 
 def uniform(terms: Mapping[str, LowRank]) -> dict[str, LowRank]:
@@ -54,14 +69,18 @@ def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, drop
     for site in base.sites:
         if site.key in terms:
             by_role.setdefault(site.role, []).append(terms[site.key])
-    roles = tuple(role for role in LINEAR_ROLES if role in by_role)
+    roles = tuple(role for role in (*LINEAR_ROLES, *END_ROLES) if role in by_role)
+    dora = any(term.m is not None for term in terms.values())
     own = {role: largest(by_role[role]) for role in roles}
     sites = [site for site in base.sites if site.role in own]
     tensors: dict[str, Tensor] = {}
     for site in sites:
         rank, scale = own[site.role]
-        nothing = LowRank(torch.zeros(0, site.d_in), torch.zeros(site.d_out, 0), scale)
+        as_it_is = base.matrix_of(site).squared_norms_E.sqrt().cpu() if dora else None
+        nothing = LowRank(torch.zeros(0, site.d_in), torch.zeros(site.d_out, 0), scale, as_it_is)
         term = terms.get(site.key, nothing).as_of(rank, scale)
+        if term.m is not None:
+            tensors[f"{site.key}.m"] = term.m.contiguous()
         tensors[f"{site.key}.A"], tensors[f"{site.key}.B"] = term.A.contiguous(), term.B.contiguous()
     ranks = {role: rank for role, (rank, _) in own.items()}
     alphas = {role: float(alpha_of(scale, rank, stabilised, digits=12)) for role, (rank, scale) in own.items()}
@@ -74,6 +93,7 @@ def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, drop
         roles=None if roles == linear_roles(base) else roles,
         ranks={role: its for role, its in ranks.items() if its != rank},
         alphas={role: its for role, its in alphas.items() if its != alpha},
+        dora=dora,
     )
     return Incoming(config, tensors, tuple(_notes(terms, sites, own)))
 

@@ -7,14 +7,15 @@ Shapes: r rank, D and E input and output width of a module, e output width of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from tritune.models.base import LINEAR_ROLES, Site
+from tritune.models.base import LINEAR_ROLES, Role, Site
 from tritune.models.load import Base
+from tritune.models.matrix import SiteMatrix
 from tritune.models.sites import FAMILIES
 
 
@@ -29,6 +30,7 @@ class LinearModule:
         sites: what it serves, and which outputs each site has; None: all of them.
         d_in, d_out: D and E.
         transposed: whether it keeps its weight as [in, out] (GPT-2's Conv1D).
+        matrix: its own weight, as a matrix [out, in] in every family.
     """
 
     path: str
@@ -38,19 +40,29 @@ class LinearModule:
     d_in: int
     d_out: int
     transposed: bool
+    matrix: SiteMatrix
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether it is the embedding: its D are tokens."""
+        return self.sites[0][0].role is Role.EMBED
+
+    def norms_E(self) -> Tensor:
+        """The length of every output's row of the weight."""
+        return self.matrix.squared_norms_E.sqrt().cpu()
 
     def rows_of(self, columns: Tensor | None) -> Tensor:
         """The outputs (e) of a site, as indexes into E."""
         return torch.arange(self.d_out) if columns is None else columns.cpu()
 
 
-def linear_modules(base: Base) -> dict[str, LinearModule]:
-    """Every linear module that has a site, by path, in the order of the base."""
+def linear_modules(base: Base, roles: Collection[Role] = LINEAR_ROLES) -> dict[str, LinearModule]:
+    """Every linear module (or the embedding, the head) that has a site of these roles, by path, in the order of the base."""
     names = {module: name for name, module in base.model.named_modules()}
     layers = FAMILIES[base.config.model_type](base.config).layers
     found: dict[str, LinearModule] = {}
     for place in base.places:
-        if place.site.role in LINEAR_ROLES:
+        if place.site.role in roles:
             path = names[place.module]
             before = found[path].sites if path in found else ()
             d_out, d_in = _sizes(place.module)
@@ -61,7 +73,8 @@ def linear_modules(base: Base) -> dict[str, LinearModule]:
                 sites=(*before, (place.site, place.columns)),
                 d_in=d_in,
                 d_out=d_out,
-                transposed=not isinstance(place.module, nn.Linear),
+                transposed=not isinstance(place.module, nn.Linear | nn.Embedding),
+                matrix=replace(base.matrix_of(place.site), rows=replace(base.weight_of(place.site)[1], columns=None)),
             )
     return found
 
@@ -75,11 +88,13 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A low-rank term `scale * B @ A` on one module or site: A (r, D), B (E, r)."""
+    """A low-rank term `scale * B @ A` on one module or site: A (r, D), B (E, r). With DoRA, m (E) is the length that the rows
+    of its sum with the base's matrix are brought to."""
 
     A: Tensor
     B: Tensor
     scale: float
+    m: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -94,7 +109,7 @@ class LowRank:
         B_Er = self.B if self.has_scale(scale) else self.B * (self.scale / scale)
         more = rank - self.rank
         pad = torch.nn.functional.pad
-        return LowRank(pad(self.A, (0, 0, 0, more)), pad(B_Er, (0, more)), scale)
+        return LowRank(pad(self.A, (0, 0, 0, more)), pad(B_Er, (0, more)), scale, self.m)
 
 
 def fuse(module: LinearModule, terms: Mapping[str, LowRank], *, shared: bool) -> LowRank:
@@ -102,18 +117,21 @@ def fuse(module: LinearModule, terms: Mapping[str, LowRank], *, shared: bool) ->
 
     Args:
         shared: all have the same A, and so the module's term has their rank; else the As lie above each other and the
-            Bs block by block, and the rank is the sum.
+            Bs block by block, and the rank is the sum. Outputs that no site has keep the length that they have in the base.
     """
     present = [(terms[site.key], module.rows_of(columns)) for site, columns in module.sites if site.key in terms]
     first = present[0][0]
     if len(module.sites) == 1:
         return first
     B_Er = torch.zeros(module.d_out, first.rank if shared else sum(term.rank for term, _ in present))
+    m_E = None if first.m is None else module.norms_E()
     at = 0
     for term, rows in present:
+        if m_E is not None and term.m is not None:
+            m_E[rows] = term.m
         B_Er[rows, at : at + term.rank] = term.as_of(term.rank, first.scale).B
         at += 0 if shared else term.rank
-    return LowRank(first.A if shared else torch.cat([term.A for term, _ in present]), B_Er, first.scale)
+    return LowRank(first.A if shared else torch.cat([term.A for term, _ in present]), B_Er, first.scale, m_E)
 
 
 def split(module: LinearModule, term: LowRank) -> dict[str, LowRank]:
@@ -121,18 +139,28 @@ def split(module: LinearModule, term: LowRank) -> dict[str, LowRank]:
 
     Where the term has the form that `fuse` gives, every site gets its own block back; else each gets all of A.
     """
-    parts = [(site.key, term.B[module.rows_of(columns)]) for site, columns in module.sites]
-    if len(parts) == 1:
-        return {parts[0][0]: term}
-    touched = [(key, B_er) for key, B_er in parts if bool(B_er.any())] or parts
-    for starts in _possible_starts([B_er for _, B_er in touched], term.rank):
-        blocks = list(zip(touched, starts, [*starts[1:], term.rank], strict=True))
-        if all(_only_in(B_er, start, end) for (_, B_er), start, end in blocks):
+    if len(module.sites) == 1:
+        return {module.sites[0][0].key: term}
+    parts = {site.key: module.rows_of(columns) for site, columns in module.sites}
+    parts = {key: rows for key, rows in parts.items() if _touched(module, term, rows)} or parts
+    B_er = {key: term.B[rows] for key, rows in parts.items()}
+    m = {key: None if term.m is None else term.m[rows] for key, rows in parts.items()}
+    for starts in _possible_starts(list(B_er.values()), term.rank):
+        blocks = dict(zip(parts, zip(starts, [*starts[1:], term.rank], strict=True), strict=True))
+        if all(_only_in(B_er[key], start, end) for key, (start, end) in blocks.items()):
             return {
-                key: LowRank(term.A[start:end].clone(), B_er[:, start:end].clone(), term.scale)
-                for (key, B_er), start, end in blocks
+                key: LowRank(term.A[start:end].clone(), B_er[key][:, start:end].clone(), term.scale, m[key])
+                for key, (start, end) in blocks.items()
             }
-    return {key: LowRank(term.A.clone(), B_er, term.scale) for key, B_er in touched}
+    return {key: LowRank(term.A.clone(), B_er[key], term.scale, m[key]) for key in parts}
+
+
+def _touched(module: LinearModule, term: LowRank, rows: Tensor) -> bool:
+    """Whether the term does anything to these outputs. A length that is the base's own but for rounding is no change."""
+    moved = term.m is not None and not torch.allclose(
+        term.m[rows], module.norms_E()[rows].to(term.m), rtol=1e-5, atol=0
+    )
+    return moved or bool(term.B[rows].any())
 
 
 def _possible_starts(parts: list[Tensor], rank: int) -> Iterator[list[int]]:

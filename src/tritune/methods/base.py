@@ -72,6 +72,11 @@ class Delta(nn.Module, ABC):
         """What is added to the loss of every optimizer step, whatever the rows; None: nothing."""
         return None
 
+    def constants_held(self) -> AbstractContextManager[None]:
+        """Open while what the method's definition takes for a constant in its gradient (DoRA's norms) keeps its value: in
+        there the gradient is that of the loss itself."""
+        return nullcontext()
+
     def state(self) -> dict[str, Tensor]:
         """Everything needed to train on: more than `export` where an encoder is thrown away afterwards."""
         return {name.replace("/", "."): tensor for name, tensor in self.state_dict().items()}

@@ -32,10 +32,14 @@ class Role(StrEnum):
     MLP_DOWN = "mlp.down"
     BLOCK_ATTN = "block.attn"
     BLOCK_MLP = "block.mlp"
+    EMBED = "embed"
+    HEAD = "head"
 
 
-#: roles that are one linear map; the others are whole sub-layers
-LINEAR_ROLES = tuple(role for role in Role if not role.startswith("block."))
+#: roles that are one linear map of a layer
+LINEAR_ROLES = tuple(role for role in Role if role.startswith(("attn.", "mlp.")))
+#: roles before the first layer and behind the last
+END_ROLES = (Role.EMBED, Role.HEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,14 @@ class Site:
     """A place where something learned may act.
 
     At a linear role, x is what goes into the linear map and y what comes out of it. At a block role, x is the residual
-    stream that enters the sub-layer (before any norm) and y what the sub-layer is about to add to it.
+    stream that enters the sub-layer (before any norm) and y what the sub-layer is about to add to it. At the embedding,
+    x is token ids (N,), y their rows of the table before anything that the family multiplies them by, and D the vocabulary.
+    The head sees scored positions only.
     """
 
-    key: str  # "layers.3.attn.q": ours, stable on disk, the same for every family
+    key: str  # "layers.3.attn.q" (or "embed", "head"): ours, stable on disk, the same for every family
     role: Role
-    layer: int
+    layer: int  # of the embedding -1, of the head one beyond the last
     d_in: int
     d_out: int
 
@@ -132,7 +138,7 @@ class Edits(Protocol):
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:
         """What goes into a linear map (N, D) instead of x. Called only at linear sites that share their input with no
-        other site (q, k and v of one fused matrix do): `Rows.fused` tells which."""
+        other site (q, k and v of one fused matrix do): `Rows.fused` tells which. Not at the embedding and the head."""
         ...
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tritune.models.base import LINEAR_ROLES, Edits, NoEdits
+from tritune.models.base import LINEAR_ROLES, Edits, NoEdits, Role
 from tritune.models.sites import Place
 
 #: the tokens of a term that is every row's
@@ -21,13 +21,15 @@ EVERYWHERE: dict[int | None, tuple[slice, ...]] = {None: (slice(None),)}
 
 class Stream:
     """What the modules of a base share: the edits that are bound and where they act, whether the fast twins run, the
-    slots of the tokens on their way, where the tokens of each slot lie (None: all of them), and what entered each site."""
+    slots of the tokens on their way and of the positions K at the head, where the tokens of each slot lie (None: all of
+    them), and what entered each site."""
 
     def __init__(self) -> None:
         self.edits: Edits = NoEdits()
         self.edited: frozenset[str] = frozenset()
         self.fast = True
         self.slot_N: Tensor | None = None
+        self.slot_K: Tensor | None = None
         self.runs: Mapping[int | None, tuple[slice, ...]] = EVERYWHERE
         self.entered: dict[str, Tensor] = {}
 
@@ -45,7 +47,7 @@ def hooked(places: Sequence[Place], edits: Edits, stream: Stream) -> Iterator[No
 
 def _hooks(place: Place, edits: Edits, stream: Stream) -> list[RemovableHandle]:
     """At a block, what enters is remembered when it enters: by the end the layer has moved on."""
-    key = place.site.key
+    key, at_head = place.site.key, place.site.role is Role.HEAD
     may_enter = place.site.role in LINEAR_ROLES and place.columns is None
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -60,7 +62,8 @@ def _hooks(place: Place, edits: Edits, stream: Stream) -> list[RemovableHandle]:
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         y = output[0] if isinstance(output, tuple) else output
         y_NE = y.reshape(-1, y.shape[-1])
-        edited = _edit(place, edits, stream.entered.pop(key), y_NE, stream.slot_N).view(y.shape)
+        slots = stream.slot_K if at_head else stream.slot_N
+        edited = _edit(place, edits, stream.entered.pop(key), y_NE, slots).view(y.shape)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     return [

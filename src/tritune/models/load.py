@@ -31,12 +31,13 @@ from transformers import (
 
 from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
-from tritune.models.base import BARE, Batch, Edits, NoEdits, Site
+from tritune.models.base import BARE, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
+from tritune.models.matrix import SiteMatrix
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
@@ -65,6 +66,7 @@ class Base:
         known = stream_of(model)
         self._stream = known or Stream()
         self._texts: TextCache | None = None
+        self._matrices: dict[str, SiteMatrix] = {}
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
         if self.dtype is torch.bfloat16:
@@ -85,6 +87,9 @@ class Base:
     @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(place.site for place in self.places)
+
+    def site(self, key: str) -> Site:
+        return next(place.site for place in self.places if place.site.key == key)
 
     @property
     def config(self) -> Any:
@@ -139,10 +144,23 @@ class Base:
         return dict(self.model.named_parameters())
 
     def weight_of(self, site: Site) -> tuple[str, Rows]:
-        """Name of the parameter behind a linear site, and which part of it is the site's."""
+        """Name of the parameter behind a linear site, the embedding or the head, and which part of it is the site's."""
         place = next(place for place in self.places if place.site.key == site.key)
         name = next(name for name, p in self.model.named_parameters() if p is place.module.weight)
         return name, Rows(place.columns, transposed=not isinstance(place.module, nn.Linear))
+
+    def matrix_of(self, site: Site) -> SiteMatrix:
+        """The frozen matrix of a linear site, the embedding or the head."""
+        if site.key not in self._matrices:
+            module = next(place.module for place in self.places if place.site.key == site.key)
+            bias = getattr(module, "bias", None)
+            self._matrices[site.key] = SiteMatrix(module.get_parameter("weight"), bias, self.weight_of(site)[1])
+        return self._matrices[site.key]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: one matrix."""
+        return self.weight_of(self.site("embed"))[0] == self.weight_of(self.site("head"))[0]
 
     def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """A plain Hugging Face folder of this base with other weights, that transformers loads without tritune."""
@@ -171,7 +189,7 @@ class Base:
         assert len(places) == len(wanted), f"sites this base does not have: {wanted - {p.site.key for p in places}}"
         stream.edits, stream.edited = edits, frozenset(wanted)
         try:
-            with hooked(places, edits, stream):
+            with hooked([place for place in places if place.site.role is not Role.EMBED], edits, stream):
                 yield
         finally:
             stream.edits, stream.edited = NoEdits(), frozenset()
@@ -224,12 +242,26 @@ class Base:
         keys_values = self.keys_values if self._texts is None else self._texts.keys_values
         texts = keys_values(batch).to(self.device) if texts_stand else None
         layout = replace(layout, past=virtual.past(texts))
-        tokens_N = batch.tokens_N.to(self.device)
-        embed = weights.get(self._embedding_name)
-        x_ND = (
-            self.embedding(tokens_N) if embed is None else functional_call(self.embedding, {"weight": embed}, tokens_N)
-        )
+        x_ND = self._embedded(batch, weights)
         return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights))
+
+    def _embedded(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+        """What the batch's own tokens are to the first layer."""
+        tokens_N = batch.tokens_N.to(self.device)
+        own = weights.get(self._embedding_name)
+        if Role.EMBED not in self._stream.edited:
+            embedded: Tensor = (
+                self.embedding(tokens_N) if own is None else functional_call(self.embedding, {"weight": own}, tokens_N)
+            )
+            return embedded
+        slot_N = None
+        if batch.slots is not None:
+            lengths = torch.tensor([span.length for span in batch.spans])
+            slot_N = torch.tensor(batch.slots).repeat_interleave(lengths).to(self.device)
+        row_ND = F.embedding(tokens_N, self.embedding.weight if own is None else own)
+        row_ND = self._stream.edits.edit(self.site("embed"), tokens_N, row_ND, slot_N)
+        scale: Tensor | None = getattr(self.embedding, "embed_scale", None)  # of Gemma
+        return row_ND if scale is None else row_ND * scale.to(row_ND.dtype)
 
     @torch.no_grad()
     def keys_values(self, batch: Batch) -> Tensor:
@@ -243,6 +275,7 @@ class Base:
 
     def _run(self, x_ND: Tensor, layout: Layout, at_K: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         self._stream.slot_N = layout.slot_N
+        self._stream.slot_K = None if layout.slot_N is None else layout.slot_N[at_K.to(self.device)]
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {
             "inputs_embeds": x_ND[None],

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tritune.errors import UnsupportedBase
 from tritune.models.base import Role, Site
@@ -56,15 +57,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which part of a weight matrix is a site's, and whether the family stores it transposed (GPT-2)."""
+    """Which part of a weight matrix is a site's, and whether it is stored transposed (GPT-2, and every embedding)."""
 
     columns: Tensor | None
     transposed: bool
 
     def of(self, weight: Tensor) -> Tensor:
         """The site's own matrix (E, D)."""
-        stored_ED = weight.T if self.transposed else weight
-        return stored_ED if self.columns is None else stored_ED[self.columns.to(weight.device)]
+        return self.of_outputs(weight.T if self.transposed else weight)
+
+    def of_outputs(self, values: Tensor) -> Tensor:
+        """The site's own part of anything whose first dimension is the outputs of the module."""
+        return values if self.columns is None else values[self.columns.to(values.device)]
 
     @property
     def fused(self) -> bool:
@@ -216,8 +220,8 @@ FAMILIES: Mapping[str, Callable[[Any], Family]] = {
 }
 
 
-def find_places(model: nn.Module, config: Any) -> tuple[Place, ...]:
-    """Every site of a model, layer by layer, roles in the order of `Role`.
+def find_places(model: PreTrainedModel, config: Any) -> tuple[Place, ...]:
+    """Every site of a model: the embedding, the layers with their roles in the order of `Role`, the head.
 
     Raises:
         UnsupportedBase: unknown family, or a known one whose modules are not where they should be; says what was looked for.
@@ -232,7 +236,13 @@ def find_places(model: nn.Module, config: Any) -> tuple[Place, ...]:
     family = FAMILIES[kind](config)
     layers = _module(model, family.layers, kind)
     assert isinstance(layers, nn.ModuleList)
-    return tuple(place for i, layer in enumerate(layers) for place in _layer_places(layer, i, family, config))
+    places = [place for i, layer in enumerate(layers) for place in _layer_places(layer, i, family, config)]
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return (_end(embedding, Role.EMBED, -1), *places, _end(head, Role.HEAD, len(layers)))
+
+
+def _end(module: nn.Module, role: Role, layer: int) -> Place:
+    return Place(Site(role.value, role, layer, *_sizes(module)), module, module)
 
 
 def _layer_places(layer: nn.Module, index: int, family: Family, config: Any) -> list[Place]:
@@ -258,6 +268,8 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     """Input and output width of a linear module; GPT-2's Conv1D keeps its weight transposed."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
     return int(module.nx), int(module.nf)  # type: ignore[arg-type]  # transformers' Conv1D
 
 

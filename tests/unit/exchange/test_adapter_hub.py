@@ -191,6 +191,13 @@ def test_other_kinds_are_refused_by_name(case: str) -> None:
     assert REFUSED[case] in refused(lambda: HUB.read(RECORDED / case, base_for(case)))
 
 
+def test_what_adapter_hubs_lora_cannot_hold_is_named(tmp_path: Path) -> None:
+    config = LoRA(rank=2, dora=True, roles=(Role.ATTN_Q, Role.ATTN_O, Role.EMBED, Role.HEAD))
+    with pytest.raises(Mismatch) as caught:
+        HUB.write(adapted(base_of("llama"), config), tmp_path)
+    assert set(problems(caught.value)) == {"dora", "role 'attn.o'", "role 'embed'", "role 'head'"}
+
+
 def test_one_error_names_every_setting(folder: Path) -> None:
     wrong = {
         "use_dora": True,

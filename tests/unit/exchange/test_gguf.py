@@ -148,6 +148,13 @@ def test_what_llama_cpp_takes_apart_its_own_way(
     assert set(problems(caught.value)) == where
 
 
+def test_what_is_more_than_a_term_on_a_linear_map_is_named(base: Base, tmp_path: Path) -> None:
+    config = LoRA(rank=2, dora=True, roles=(Role.ATTN_Q, Role.EMBED, Role.HEAD))
+    with pytest.raises(Mismatch) as caught:
+        ON_TOP.write(adapted(base, config), tmp_path)
+    assert set(problems(caught.value)) == {"dora", "role 'embed'", "role 'head'"}
+
+
 def test_a_prompt_cannot_be_merged(base: Base, tmp_path: Path) -> None:
     with pytest.raises(NotMergeable):
         WHOLE.write(adapted(base, PTuning(tokens=2, encoder="none")), tmp_path)

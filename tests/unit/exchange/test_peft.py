@@ -82,6 +82,18 @@ OURS = {
     "olora of other ranks": LoRA(
         rank=2, roles=(Role.ATTN_Q, Role.ATTN_O, Role.MLP_DOWN), ranks={Role.ATTN_O: 3}, start="olora"
     ),
+    "dora": LoRA(rank=3, dora=True),
+    "dora of q and v, rank-stabilised": LoRA(
+        rank=2, dora=True, rank_stabilised=True, roles=(Role.ATTN_Q, Role.ATTN_V, Role.MLP_DOWN), dropout=0.25
+    ),
+    "dora of other ranks": LoRA(rank=2, dora=True, ranks={Role.ATTN_O: 5}, alphas={Role.ATTN_O: 1.0}),
+    "dora from pissa": LoRA(rank=2, dora=True, start="pissa", roles=(Role.ATTN_O, Role.MLP_DOWN)),
+    "embedding": LoRA(rank=3, alpha=2.0, roles=(Role.EMBED,), rank_stabilised=True),
+    "head": LoRA(rank=3, alpha=2.0, roles=(Role.HEAD,)),
+    "both ends and a layer": LoRA(rank=3, alpha=2.0, roles=(Role.ATTN_Q, Role.EMBED, Role.HEAD)),
+    "dora at both ends": LoRA(
+        rank=3, alpha=2.0, roles=(Role.MLP_UP, Role.EMBED, Role.HEAD), dora=True, ranks={Role.HEAD: 2}
+    ),
     "p-tuning": PTuning(tokens=4, hidden=8),
     "p-tuning, lstm": PTuning(tokens=3, encoder="lstm", hidden=5, start="random"),
     "prompt tuning": PTuning(tokens=5, encoder="none"),
@@ -99,7 +111,8 @@ def test_peft_answers_as_we_do_and_we_read_back_every_byte(name: str, case: str,
     mine = adapted(base, config)
     PEFT.write(mine, tmp_path)
     model = loaded_by_peft(base, tmp_path)
-    assert_same_tensors(peft.get_peft_model_state_dict(model), load_file(tmp_path / TENSORS))
+    learned = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert_same_tensors(learned, load_file(tmp_path / TENSORS))
     assert_equal_answers(theirs(model), ours(mine), base)
 
     back = PEFT.read(tmp_path, base)
@@ -174,6 +187,13 @@ THEIRS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "two fused": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
     "ranks by module": ("qwen2", {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 2}}),
     "weights by module": ("mistral", {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {"k_proj": 11}}),
+    "dora": ("qwen2", {"target_modules": ["q_proj", "down_proj"], "use_dora": True, "use_rslora": True}),
+    "dora, all linear": ("opt", {"target_modules": "all-linear", "use_dora": True}),
+    "dora, fused": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True, "fan_in_fan_out": True}),
+    "dora, interleaved": ("gpt-neox", {"target_modules": ["query_key_value", "dense"], "use_dora": True}),
+    "an embedding": ("gemma3", {"target_modules": ["model.embed_tokens", "q_proj"]}),
+    "an embedding by a pattern": ("gpt2", {"target_modules": r"transformer\.wte", "use_rslora": True}),
+    "dora of an embedding": ("gemma2", {"target_modules": ["model.embed_tokens"], "use_dora": True}),
 }
 
 
@@ -189,6 +209,65 @@ def test_we_answer_as_peft_does_and_write_back_every_byte(case: str, tmp_path: P
     PEFT.write(mine, tmp_path / "again")
     assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
     assert back.notes == ()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "opt"])
+def test_what_peft_stores_of_the_base_beside_an_embedding_is_compared_and_left_out(
+    name: str, dora: bool, tmp_path: Path
+) -> None:
+    base = base_of(name)
+    given = peft.LoraConfig(**LORA, target_modules=["embed_tokens", "lm_head"], use_dora=dora)
+    model = made_by_peft(base, tmp_path / "theirs", given)
+    theirs_stored = load_file(tmp_path / "theirs" / TENSORS)
+    of_the_base = {n for n in theirs_stored if n.endswith(".base_layer.weight")}
+    assert len(of_the_base) == 2
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert len(back.notes) == 1
+    assert "were left out" in back.notes[0]
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    learned = {n: t for n, t in theirs_stored.items() if n not in of_the_base}
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), learned)
+
+    one = min(of_the_base)
+    change(tmp_path / "theirs", {}, lambda tensors: tensors[one].add_(1e-3))
+    assert set(refused(tmp_path / "theirs", base)) == {one}
+
+
+UNEVEN_DORA = {
+    "some layers": {"target_modules": ["v_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    "ranks": {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {r"layers\.2\.mlp\.down_proj": 2}},
+    "weights": {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {r"layers\.1\.self_attn\.k_proj": 11}},
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN_DORA)
+def test_dora_that_differs_by_layer_is_the_same_function(case: str, tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    model = made_by_peft(base, tmp_path, peft.LoraConfig(**LORA, **UNEVEN_DORA[case], use_dora=True))
+    back = PEFT.read(tmp_path, base)
+    assert_equal_answers(ours(incoming(base, back.config, back.tensors)), theirs(model), base)
+    assert back.notes, "what was rewritten is said"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "phi3"])
+def test_a_fused_site_of_which_dora_learned_only_the_length_is_kept(name: str, tmp_path: Path) -> None:
+    base = base_of(name)
+    config = LoRA(rank=2, dora=True, roles=(Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V))
+    mine = adapted(base, config)
+    tensors = mine.delta.export()
+    for site in mine.delta.sites():
+        if site.role is Role.ATTN_K:
+            tensors[f"{site.key}.B"].zero_()
+    mine = incoming(base, config, tensors)
+    PEFT.write(mine, tmp_path)
+    back = PEFT.read(tmp_path, base)
+    assert_equal_answers(theirs(loaded_by_peft(base, tmp_path)), ours(mine), base)
+    assert_equal_answers(ours(incoming(base, back.config, back.tensors)), ours(mine), base)
+    assert back.config.roles == config.roles  # type: ignore[attr-defined]
 
 
 UNEVEN = {
@@ -354,33 +433,35 @@ def refused(folder: Path, base: Base) -> dict[str, str]:
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 Q1 = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 Q2 = "base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight"
-HEAD = "base_model.model.lm_head.lora_A.weight"
+NORM = "base_model.model.model.norm.lora_A.weight"
+M1 = "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"
 
 
 def spoil(tensors: dict[str, Tensor]) -> None:
     del tensors[Q0]
     tensors[Q1] = torch.zeros(5, 5)
     tensors[Q2][0, 0] = float("inf")
-    tensors[HEAD] = torch.zeros(3, 32)
+    tensors[NORM] = torch.zeros(3, 32)
+    tensors[M1] = torch.zeros(32)
 
 
 def test_one_error_names_everything(tmp_path: Path) -> None:
     base = base_of("llama-tied")
     PEFT.write(adapted(base, LoRA(rank=3, roles=(Role.ATTN_Q,))), tmp_path)
     settings = {
-        "use_dora": True,
+        "lora_bias": True,
         "bias": "lora_only",
         "modules_to_save": ["lm_head"],
         "init_lora_weights": "pissa_niter_4",
         "setting_of_tomorrow": 3,
         "another_of_tomorrow": None,
         "task_type": "SEQ_CLS",
-        "target_modules": ["self_attn.q_proj", "lm_head"],
+        "target_modules": ["self_attn.q_proj", "model.norm"],
     }
     change(tmp_path, settings, spoil)
     found = refused(tmp_path, base)
     keys = set(settings) - {"another_of_tomorrow", "target_modules"}
-    assert set(found) == {f"config key '{key}'" for key in keys} | {Q0, Q1, Q2, HEAD, "module 'lm_head'"}
+    assert set(found) == {f"config key '{key}'" for key in keys} | {Q0, Q1, Q2, M1, NORM, "module 'model.norm'"}
     assert found[Q0] == "missing"
     assert "(5, 5)" in found[Q1]
     assert "not finite" in found[Q2]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
-from tritune.models.base import Batch, NoEdits, Segment, Site, Span
+from tritune.models.base import Batch, NoEdits, Role, Segment, Site, Span
 from tritune.models.load import Base
 from tritune.models.tiny import CONFIGS
 
@@ -52,7 +52,7 @@ class Recorder(NoEdits):
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
         assert slot_N is None
-        assert x_ND.shape[1] == site.d_in
+        assert int(x_ND.max()) < site.d_in if site.role is Role.EMBED else x_ND.shape[1] == site.d_in
         assert y_NE.shape[1] == site.d_out
         assert x_ND.shape[0] == y_NE.shape[0]
         self.x[site.key] = x_ND.clone()

@@ -16,7 +16,7 @@ from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
 from tests.unit.models.family_checks import CLOSE, Term, each_base, record
 from tritune.models import attention, fast
-from tritune.models.base import Role, Site
+from tritune.models.base import END_ROLES, Role, Site
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
 
@@ -31,6 +31,8 @@ STAGE = {
     Role.MLP_UP: 3,
     Role.MLP_DOWN: 4,
     Role.BLOCK_MLP: 5,
+    Role.EMBED: 0,
+    Role.HEAD: 0,
 }
 
 
@@ -49,11 +51,14 @@ def is_downstream(base: Base, site: Site, pushed: Site) -> bool:
 @each_base
 def test_sites_are_named_by_layer_and_role(name: str) -> None:
     base = base_of(name)
-    assert [site.key for site in base.sites] == [f"layers.{site.layer}.{site.role}" for site in base.sites]
+    first, *inner, last = base.sites
+    assert [site.key for site in inner] == [f"layers.{site.layer}.{site.role}" for site in inner]
+    assert (first.key, first.layer, last.key, last.layer) == ("embed", -1, "head", 3)
+    assert (first.d_in, first.d_out, last.d_in, last.d_out) == (300, base.d_embedding, base.d_embedding, 300)
     assert len({site.key for site in base.sites}) == len(base.sites)
     roles = [{site.role for site in base.sites if site.layer == layer} for layer in range(3)]
     assert roles[0] == roles[1] == roles[2]
-    assert roles[0] | {Role.MLP_GATE} == set(Role)
+    assert roles[0] | {Role.MLP_GATE} == set(Role) - set(END_ROLES)
 
 
 @each_base
@@ -61,7 +66,7 @@ def test_an_edit_reaches_everything_downstream_and_nothing_else(name: str) -> No
     base = base_of(name)
     rows = rows_of((7, 9))
     plain, _ = record(base, rows)
-    for pushed in (site for site in base.sites if site.layer == 1):
+    for pushed in (site for site in base.sites if site.layer == 1 or site.role in END_ROLES):
         moved, logits = record(base, rows, pushed=pushed.key)
         assert not torch.allclose(logits[0], packed_logits(base, rows)[0], atol=1e-3), pushed.key
         for site in base.sites:
@@ -82,7 +87,7 @@ def test_an_edit_at_one_token_stays_in_its_row_and_behind_it(name: str) -> None:
     base = base_of(name)
     rows = rows_of((6, 8, 5))
     _, before = record(base, rows)
-    for pushed in (site for site in base.sites if site.layer == 1):
+    for pushed in (site for site in base.sites if site.layer == 1 or site.role in END_ROLES):
         _, after = record(base, rows, pushed=pushed.key, token=6 + 3)
         assert torch.equal(after[0], before[0]), pushed.key
         assert torch.equal(after[2], before[2]), pushed.key

@@ -16,11 +16,11 @@ from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.adapter_hub.codec import NAME, Codec, setting_problems
 from tritune.exchange.format import Incoming
-from tritune.exchange.lora_terms import alpha_of, gathered, largest, terms_of, uniform
+from tritune.exchange.lora_terms import alpha_of, gathered, largest, plain_problems, terms_of, uniform
 from tritune.exchange.modules import LinearModule, LowRank, linear_modules
 from tritune.exchange.problems import tensor_problems
 from tritune.methods.lora import LoRA
-from tritune.models.base import Role, Site
+from tritune.models.base import END_ROLES, Role, Site
 from tritune.models.load import Base
 
 _ATTENTION = {Role.ATTN_Q: "q", Role.ATTN_K: "k", Role.ATTN_V: "v"}
@@ -61,8 +61,11 @@ class LoraCodec(Codec):
         Mismatch.check(
             "adapter-hub's LoRA cannot act where this one does.",
             [
-                Problem(f"role '{role}'", f"adapter-hub has no LoRA there on '{base.config.model_type}'")
-                for role in sorted(roles - {*_ATTENTION, *feed_forward.values()})
+                *plain_problems(adaptation),
+                *(
+                    Problem(f"role '{role}'", f"adapter-hub has no LoRA there on '{base.config.model_type}'")
+                    for role in sorted(roles - {*_ATTENTION, *feed_forward.values(), *END_ROLES})
+                ),
             ],
             "Export it in PEFT's format, or train it with other roles.",
         )

@@ -16,7 +16,7 @@ from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.gguf.copying import copy
 from tritune.exchange.gguf.names import ARCHITECTURES, family_problems, names_of, rows_order, source_of
-from tritune.exchange.lora_terms import alpha_of, gathered, largest, terms_of
+from tritune.exchange.lora_terms import alpha_of, gathered, largest, plain_problems, terms_of
 from tritune.exchange.modules import LowRank, linear_modules
 from tritune.methods.lora import LoRA
 from tritune.models.load import Base
@@ -38,7 +38,11 @@ class GgufLora(Format):
         problems = family_problems(base)
         if not isinstance(given, LoRA):
             problems.append(Problem("method", f"'{adaptation.method.kind}' is no LoRA"))
-        Mismatch.check("llama.cpp takes no such adapter.", problems)
+        else:
+            problems += plain_problems(adaptation)
+        Mismatch.check(
+            "llama.cpp takes no such adapter.", problems, "A whole model (merged, gguf) or PEFT's format may hold it."
+        )
         assert isinstance(given, LoRA)
         writer = GGUFWriter(folder / FILE, ARCHITECTURES[base.config.model_type])
         writer.add_type(ADAPTER)

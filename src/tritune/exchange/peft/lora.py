@@ -1,11 +1,16 @@
-"""PEFT's LORA: low-rank terms on modules, where ours are on sites. Fused modules are taken apart and put together."""
+"""PEFT's LORA: low-rank terms on modules, where ours are on sites. Fused modules are taken apart and put together.
+
+DoRA's lengths (`lora_magnitude_vector`) are per output of a module: where only some sites of a fused module are adapted, the
+others' are those of the base. Beside the terms of an embedding or a head PEFT may store the base's own matrix: it is compared
+with ours and left out.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +25,11 @@ from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.targets import bad_patterns, by_pattern, is_target
 from tritune.exchange.problems import tensor_problems
 from tritune.methods.lora import LoRA
+from tritune.models.base import END_ROLES, LINEAR_ROLES
 from tritune.models.load import Base
 
 PREFIX = "base_model.model."
+ROLES = (*LINEAR_ROLES, *END_ROLES)
 #: PEFT's own rank and alpha where a config names none
 DEFAULT = 8
 
@@ -39,6 +46,7 @@ _READ = frozenset(
         "r",
         "rank_pattern",
         "target_modules",
+        "use_dora",
         "use_rslora",
     }
 )
@@ -53,6 +61,7 @@ _IDLE = frozenset(
         "runtime_config",
     }
 )
+_LEFT_OUT = "the base's own matrices that PEFT stores beside an embedding's terms were left out: they are this base's"
 # The other starts change the base's own weights too; a file of these fits only a base that was changed alike.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
@@ -93,12 +102,13 @@ class LoraCodec(Codec):
             "target_modules": sorted(ranks),
             "target_parameters": None,
             "trainable_token_indices": None,
-            "use_dora": False,
+            "use_dora": given.dora,
             "use_rslora": given.rank_stabilised,
         }
         tensors: dict[str, Tensor] = {}
         for module, term in fused:
-            tensors |= dict(zip(names_of(module.path), (term.A, term.B), strict=True))
+            names = names_of(module, dora=given.dora)
+            tensors |= {names[part]: t for part, t in (("A", term.A), ("B", term.B), ("m", term.m)) if t is not None}
         return config, tensors
 
     def decode(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base, where: str) -> Incoming:
@@ -107,24 +117,35 @@ class LoraCodec(Codec):
         problems = [*key_problems(config, _READ, _IDLE), *_other_meanings(config), *unreadable, *misfits]
         Mismatch.check(f"{where} cannot be imported onto {base.name}.", problems)
         stabilised, dropout = bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0)
+        dora = bool(config.get("use_dora"))
         terms: dict[str, LowRank] = {}
-        for path, one in wanted.items():
-            A_rD, B_Er = (tensors[name].float() for name in names_of(path))
-            terms |= split(one.module, LowRank(A_rD, B_Er, one.scale(stabilised=stabilised)))
-        return gathered(terms, base, stabilised=stabilised, dropout=dropout)
+        for one in wanted.values():
+            found = {part: tensors[name].float() for part, name in names_of(one.module, dora=dora).items()}
+            term = LowRank(found["A"], found["B"], one.scale(stabilised=stabilised), found.get("m"))
+            terms |= split(one.module, term)
+        result = gathered(terms, base, stabilised=stabilised, dropout=dropout)
+        stored = sum(base_name(path) in tensors for path in wanted)
+        return replace(result, notes=(*result.notes, *([_LEFT_OUT] if stored else [])))
 
 
 def fused_terms(adaptation: Adaptation) -> list[tuple[LinearModule, LowRank]]:
     """The adapted modules of the base, each with one low-rank term."""
     terms = terms_of(adaptation)
-    modules = [m for m in linear_modules(adaptation.base).values() if any(s.key in terms for s, _ in m.sites)]
+    modules = [m for m in linear_modules(adaptation.base, ROLES).values() if any(s.key in terms for s, _ in m.sites)]
     shared = all(_same([terms[s.key].A for s, _ in m.sites if s.key in terms]) for m in modules)
     return [(module, fuse(module, terms, shared=shared)) for module in modules]
 
 
-def names_of(path: str) -> tuple[str, str]:
-    """PEFT's names of A and B on a module."""
-    return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
+def names_of(module: LinearModule, *, dora: bool) -> dict[str, str]:
+    """PEFT's names of A, B and m on a module."""
+    form = "lora_embedding_{}" if module.looked_up else "lora_{}.weight"
+    names = {part: f"{PREFIX}{module.path}.{form.format(part)}" for part in "AB"}
+    return names | ({"m": f"{PREFIX}{module.path}.lora_magnitude_vector"} if dora else {})
+
+
+def base_name(path: str) -> str:
+    """PEFT's name of the base's own matrix of an adapted module."""
+    return f"{PREFIX}{path}.base_layer.weight"
 
 
 def _same(tensors: list[Tensor]) -> bool:
@@ -181,10 +202,11 @@ def _wanted(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base
 ) -> tuple[dict[str, _Wanted], list[Problem]]:
     """What the config wants of every module of this base, and everything in the tensors that is not that."""
-    ours = linear_modules(base)
+    ours = linear_modules(base, ROLES)
+    dora = bool(config.get("use_dora"))
     names = [name for name, module in base.model.named_modules() if getattr(module, "weight", None) is not None]
     if config.get("target_modules") in (None, "all-linear"):  # PEFT stores what these came to; by hand they may remain
-        paths = [path for path in ours if any(name in tensors for name in names_of(path))]
+        paths = [path for path, module in ours.items() if names_of(module, dora=dora)["A"] in tensors]
     else:
         paths = [name for name in names if is_target(config, name)]
     problems = [
@@ -201,5 +223,17 @@ def _wanted(
             rank = int(by_pattern(config.get("rank_pattern") or {}, path, config.get("r", DEFAULT)))
             alpha = float(by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", DEFAULT)))
             wanted[path] = _Wanted(ours[path], rank, alpha)
-            shapes |= dict(zip(names_of(path), ((rank, ours[path].d_in), (ours[path].d_out, rank)), strict=True))
-    return wanted, problems + tensor_problems(tensors, shapes)
+            sizes = {"A": (rank, ours[path].d_in), "B": (ours[path].d_out, rank), "m": (ours[path].d_out,)}
+            shapes |= {name: sizes[part] for part, name in names_of(ours[path], dora=dora).items()}
+    learned = {n: t for n, t in tensors.items() if n not in {base_name(path) for path in wanted}}
+    problems += [problem for one in wanted.values() for problem in _other_base(one.module, tensors)]
+    return wanted, problems + tensor_problems(learned, shapes)
+
+
+def _other_base(module: LinearModule, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """A matrix of the base beside the terms, that is not this base's."""
+    stored, own = tensors.get(base_name(module.path)), module.matrix.weight.detach().cpu()
+    if stored is not None and (stored.shape != own.shape or not torch.equal(stored.to(own.dtype), own)):
+        yield Problem(
+            base_name(module.path), "is not this base's own matrix: it was trained too, or the base is another"
+        )
