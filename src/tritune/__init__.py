@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from tritune.methods import METHODS
+from tritune.methods import table
 
 #: public name -> module that defines it, of another name; the methods' configs come from their own table
 _NAMES = {
@@ -26,7 +26,7 @@ _NAMES = {
 
 
 def _table() -> dict[str, str]:
-    configs = (entry.partition(":") for entry in METHODS.values())
+    configs = (entry.partition(":") for entry in table().values())
     return {**_NAMES, **{name: module for module, _, name in configs}}
 
 

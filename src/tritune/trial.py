@@ -215,7 +215,7 @@ def adapt(
         BadData: rows that cannot be trained on.
         Diverged: a loss or gradient was not finite.
     """
-    config = method_named(method).Config() if isinstance(method, str) else method
+    config = method_named(method).Config.read({}, f"method '{method}'") if isinstance(method, str) else method
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)
