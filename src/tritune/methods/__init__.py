@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
 #: the same for methods that are made of others. What of is a choice, so a comparison of all methods leaves them out.
 COMPOSED: dict[str, str] = {
     "stack": "tritune.methods.stack:Stack",
+    "fusion": "tritune.methods.fusion:Fusion",
 }
 
 

@@ -165,7 +165,8 @@ class Method(ABC, Generic[C]):
 
     def prompts(self, config: C) -> Collection[Place]:
         """Where the virtual tokens stand. At each place a row has room for those of one method."""
-        return ("in front of the text",) if self.virtual_tokens(config) else ()
+        places: tuple[Place, ...] = ("in front of the text",)
+        return places if self.virtual_tokens(config) else ()
 
     def learned_before(self, config: C, base: Base) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of tensors that were learned elsewhere and stay as they are. `init` draws them at random;

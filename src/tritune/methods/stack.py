@@ -23,7 +23,7 @@ import torch
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
-from tritune.errors import NotMergeable
+from tritune.errors import NotMergeable, Problem
 from tritune.methods import method, method_of, table
 from tritune.methods.base import Budget, Delta, Method
 from tritune.methods.bottleneck import Bottleneck
@@ -74,6 +74,14 @@ class Stack(MethodConfig):
 
     parts: tuple[Part, ...] = Field(min_length=1)
 
+    @classmethod
+    def of(cls, configs: Sequence[MethodConfig]) -> Self:
+        return cls(parts=tuple(Part(method=method_of(config).kind, config=config) for config in configs))
+
+    def split(self, tensors: Mapping[str, Tensor]) -> list[tuple[MethodConfig, dict[str, Tensor]]]:
+        """Each part's config and its own of a stack's exported tensors."""
+        return [(part.config, _only(i, tensors)) for i, part in enumerate(self.parts)]
+
     @field_validator("parts", mode="before")
     @classmethod
     def _any_sequence(cls, given: Any) -> Any:
@@ -82,31 +90,34 @@ class Stack(MethodConfig):
     @model_validator(mode="after")
     def _composable(self) -> Self:
         if reasons := why_not([part.config for part in self.parts]):
-            raise ValueError("; ".join(reasons))
+            raise ValueError("; ".join(map(str, reasons)))
         return self
 
 
-def why_not(configs: Sequence[MethodConfig]) -> list[str]:
+def why_not(configs: Sequence[MethodConfig]) -> list[Problem]:
     """Every reason why these cannot answer together."""
     found = []
     places: Counter[str] = Counter()
     for i, config in enumerate(configs, 1):
         its = method_of(config)
+        where = f"part {i} ({its.kind})"
         if isinstance(config, Stack):
-            found.append(f"part {i} is a stack itself: give its parts in its place")
+            found.append(Problem(where, "is a stack itself: give its parts in its place"))
         elif its.scope is Scope.BASE:
-            found.append(
-                f"part {i} ({its.kind}) replaces weights of the base: the other parts belong to the base as it was. "
-                "Make it a base of its own (export it as merged) and train the others on that"
+            what = (
+                "replaces weights of the base, and the other parts belong to the base as it was. Make it a base of its own "
+                "(export it as merged) and train the others on that"
             )
+            found.append(Problem(where, what))
         else:
             places.update(its.prompts(config))
     for place, n in places.items():
         if n > 1:
-            found.append(
-                f"{n} parts have virtual tokens {place}: each learned to stand next to the text, and one would stand "
-                "between the text and the other. Train one longer prompt"
+            what = (
+                f"{n} parts have virtual tokens there: each learned to stand next to the text, and one would stand between "
+                "the text and the other. Train one longer prompt"
             )
+            found.append(Problem(place, what))
     return found
 
 
@@ -137,13 +148,13 @@ class StackDelta(Delta):
         return [members[i] for i in self._at[site.key]]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        return {name: p for i, part in enumerate(self.members) for name, p in _below(i, part.trainable()).items()}
+        return {name: p for i, part in enumerate(self.members) for name, p in of_part(i, part.trainable()).items()}
 
     def rate_factors(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
         for i, (part, its) in enumerate(zip(self.members, self.methods, strict=True)):
             own, factor = part.rate_factors(), its.learning_rate / self._rate
-            found |= _below(i, {name: factor * own.get(name, 1.0) for name in part.trainable()})
+            found |= of_part(i, {name: factor * own.get(name, 1.0) for name in part.trainable()})
         return found
 
     def penalty(self) -> Tensor | None:
@@ -151,7 +162,7 @@ class StackDelta(Delta):
         return torch.stack(found).sum() if found else None
 
     def export(self) -> dict[str, Tensor]:
-        return {name: t for i, part in enumerate(self.members) for name, t in _below(i, part.export()).items()}
+        return {name: t for i, part in enumerate(self.members) for name, t in of_part(i, part.export()).items()}
 
     def segments(self) -> Sequence[Segment | DeepSegment]:
         return [segment for part in self.members for segment in part.segments()]
@@ -186,11 +197,12 @@ class StackDelta(Delta):
         return LowRank(A_rD, torch.cat([term.scale * term.B_Er for term in there], 1), 1.0)
 
 
-def _below(i: int, found: Mapping[str, T]) -> dict[str, T]:
+def of_part(i: int, found: Mapping[str, T]) -> dict[str, T]:
+    """What belongs to a part, by the names that it has in a stack."""
     return {f"parts.{i}.{name}": value for name, value in found.items()}
 
 
-def _of(i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _only(i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"parts.{i}."): t for name, t in tensors.items() if name.startswith(f"parts.{i}.")}
 
 
@@ -234,7 +246,7 @@ class StackMethod(Method[Stack]):
     def learned_before(self, config: Stack, base: Base) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
         for i, part in enumerate(config.parts):
-            found |= _below(i, method_of(part.config).learned_before(part.config, base))
+            found |= of_part(i, method_of(part.config).learned_before(part.config, base))
         return found
 
     def identity_at_start(self, config: Stack) -> bool:
@@ -243,14 +255,14 @@ class StackMethod(Method[Stack]):
     def shapes(self, config: Stack, base: Base) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
         for i, part in enumerate(config.parts):
-            found |= _below(i, method_of(part.config).shapes(part.config, base))
+            found |= of_part(i, method_of(part.config).shapes(part.config, base))
         return found
 
     def init(self, config: Stack, base: Base, rng: torch.Generator) -> Delta:
         return self._stacked(config, [method_of(part.config).init(part.config, base, rng) for part in config.parts])
 
     def _load(self, config: Stack, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
-        parts = [method_of(p.config)._load(p.config, base, _of(i, tensors)) for i, p in enumerate(config.parts)]
+        parts = [method_of(p.config)._load(p.config, base, _only(i, tensors)) for i, p in enumerate(config.parts)]
         return self._stacked(config, parts)
 
     def _stacked(self, config: Stack, parts: Sequence[Delta]) -> Delta:
