@@ -1,4 +1,4 @@
-"""What both sides of the comparison of stacked and fused adapters share: cases, names and weights.
+"""What both sides of the comparison of stacked and fused adapters share: cases and weights.
 
 Models are those of `adapter_hub.py`.
 Read by `record_adapter_hub_composed.py` in an environment with the `adapters` package and by
@@ -7,12 +7,10 @@ Read by `record_adapter_hub_composed.py` in an environment with the `adapters` p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from adapter_hub import adapter_value, our_name
 
 Adapter = tuple[str, Mapping[str, Any]]
 
@@ -39,23 +37,8 @@ SEEN: Mapping[str, tuple[str, ...]] = {
         name for name, (how, parts, _) in CASES.items() if how == "stack" or parts == (_ATTENTION, _ATTENTION)
     ),
 }
-NAMES = "abc"
 
 
-def composed_name(theirs: str) -> str | None:
-    """The name that one of adapter-hub's parameters has in a stack or fusion of ours; None: the base's, or keys' bias."""
-    fused = re.search(r"\.(\d+)\.(attention|output)_adapters\.adapter_fusion_layer\.[a-c,]+\.(\w+\.\w+)$", theirs)
-    if fused is not None:
-        layer, block, part = fused.groups()
-        return f"layers.{layer}.block.{'attn' if block == 'attention' else 'mlp'}.{part}"
-    own = re.search(r"\.adapters\.([a-c])\.", theirs)
-    if own is None:
-        return None
-    inner = our_name(theirs.replace(f".adapters.{own[1]}.", ".adapters.a."))
-    return f"parts.{NAMES.index(own[1])}.{inner}"
-
-
-def composed_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A weight by our name: adapters as after some training, values near the identity."""
-    drawn = adapter_value(name, shape)
-    return drawn + torch.eye(shape[0]) if name.endswith("value.weight") else drawn
+def nudged(name: str, drawn: torch.Tensor) -> torch.Tensor:
+    """A weight by our name, from what is drawn for it: values near the identity, all others as they are."""
+    return drawn + torch.eye(len(drawn)) if name.endswith("value.weight") else drawn

@@ -7,19 +7,34 @@ In the environment that `record_adapter_hub.py` describes, and with its models:
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import adapters
 import record_adapter_hub  # sets up hooks layer by layer
 import torch
-from adapter_hub import MODELS, base_value, rows, weights
-from adapter_hub_composed import CASES, NAMES, SEEN, composed_name, composed_value
+from adapter_hub import MODELS, adapter_value, base_value, our_name, rows, weights
+from adapter_hub_composed import CASES, SEEN, nudged
 from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 OUT = Path(__file__).with_name("adapter_hub_composed.safetensors")
+NAMES = "abc"
+
+
+def composed_name(theirs: str) -> str | None:
+    """The name that one of adapter-hub's parameters has in a stack or fusion of ours; None: the base's."""
+    fused = re.search(r"\.(\d+)\.(attention|output)_adapters\.adapter_fusion_layer\.[a-c,]+\.(\w+\.\w+)$", theirs)
+    if fused is not None:
+        layer, block, part = fused.groups()
+        return f"layers.{layer}.block.{'attn' if block == 'attention' else 'mlp'}.{part}"
+    own = re.search(r"\.adapters\.([a-c])\.", theirs)
+    if own is None:
+        return None
+    inner = our_name(theirs.replace(f".adapters.{own[1]}.", ".adapters.a."))
+    return f"parts.{NAMES.index(own[1])}.{inner}"
 
 
 def composed(model_name: str, case: str) -> Any:
@@ -50,7 +65,8 @@ def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for theirs, parameter in model.named_parameters():
             if ours[theirs] is not None:  # the keys' bias too, which is not ours: it must make no difference
-                parameter.copy_(composed_value(str(ours[theirs]), tuple(parameter.shape)))
+                name = str(ours[theirs])
+                parameter.copy_(nudged(name, adapter_value(name, tuple(parameter.shape))))
     logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows()]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
     trained = {str(ours[name]): p for name, p in model.named_parameters() if p.requires_grad}

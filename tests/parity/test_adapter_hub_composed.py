@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.oracles import packed_logits
-from tests.parity import adapter_hub, seen
-from tests.parity.adapter_hub import rows, weights
+from tests.parity import seen
+from tests.parity.adapter_hub import adapter_value, rows, weights
+from tests.parity.adapter_hub_composed import CASES, SEEN, nudged
 from tests.parity.test_adapter_hub import base_named, own_config
 from tritune.methods import method_of
 from tritune.methods.fusion import Fusion
 from tritune.methods.stack import Stack
 from tritune.models.base import NoEdits
-
-sys.modules.setdefault("adapter_hub", adapter_hub)  # by that name the recording, which has no package, knows it
-
-from tests.parity.adapter_hub_composed import CASES, SEEN, composed_value  # noqa: E402
 
 RECORDED = load_file(Path(__file__).with_name("adapter_hub_composed.safetensors"))
 CELLS = [(model, case) for model, cases in SEEN.items() for case in cases]
@@ -43,7 +39,7 @@ def test_the_recording_is_of_these_cases() -> None:
 def test_composed_adapters_are_adapter_hubs(model: str, case: str) -> None:
     base, config = base_named(model), config_of(case)
     its = method_of(config)
-    tensors = {name: composed_value(name, shape) for name, shape in its.shapes(config, base).items()}
+    tensors = {name: nudged(name, adapter_value(name, shape)) for name, shape in its.shapes(config, base).items()}
     delta = its.load(config, base, tensors).eval()
     with base.bind(delta):
         logits = packed_logits(base, rows())

@@ -43,11 +43,11 @@ def fuse(
     configs = [part.config for part in parts]
     problems = [*problems_of(parts, task), *why_not(configs)]
     Mismatch.check("These adaptations cannot be fused.", problems)
-    config = Fusion.read({"parts": [c.model_dump(mode="json") for c in configs], "value": value}, "fusion")
+    config = Fusion.read({"parts": [c.model_dump(mode="json") for c in configs], "value": value}, "the fusion")
     learned = {name: t for i, part in enumerate(parts) for name, t in of_part(i, part.delta.export()).items()}
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
-    record = made("fuse", parts)
+    record = made("fused", parts)
     trial = Trial(parts[0].base, task, config, training, rate, seed, learned=learned)
     progress = progress or Silent()
     name = told("train", progress.lang, method=trial.method.kind)

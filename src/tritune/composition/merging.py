@@ -97,7 +97,7 @@ def merge(
     incoming = gathered(terms, base, stabilised=False)
     options = {"weights": chosen, "rank": rank, "density": density, "seed": seed}
     merged = Adaptation(
-        base, task or parts[0].task, incoming.config, incoming.tensors, origin_of(f"merge {how}", parts, **options)
+        base, task or parts[0].task, incoming.config, incoming.tensors, origin_of(f"merged, {how}", parts, **options)
     )
     return Merged(merged, _share([*map(sum, zip(*squares, strict=True))]), max(map(_share, squares), default=0.0))
 

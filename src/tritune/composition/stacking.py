@@ -30,7 +30,7 @@ def stack(parts: Sequence[Adaptation], *, task: Task | None = None) -> Adaptatio
     Mismatch.check("These adaptations cannot be stacked.", problems, hint(problems))
     tensors = {name: t for i, (_, own) in enumerate(flat) for name, t in of_part(i, own).items()}
     config = Stack.of(configs)
-    return Adaptation(parts[0].base, task or parts[0].task, config, tensors, origin_of("stack", parts))
+    return Adaptation(parts[0].base, task or parts[0].task, config, tensors, origin_of("stacked", parts))
 
 
 def _members(part: Adaptation) -> list[tuple[MethodConfig, dict[str, Tensor]]]:

@@ -232,7 +232,7 @@ def test_what_comes_out_is_an_ordinary_lora(tmp_path: Path) -> None:
     assert stored.manifest.method == "lora"
     assert stored.manifest.made is not None
     assert {k: stored.manifest.made[k] for k in ("how", "density", "weights")} == {
-        "how": "merge ties", "density": 0.5, "weights": [1.0, 1.0],
+        "how": "merged, ties", "density": 0.5, "weights": [1.0, 1.0],
     }  # fmt: skip
     loaded = tt.load(tmp_path / "merged", base=base_of(TINY))
     for got, wanted in zip(answers(loaded), answers(found.adaptation), strict=True):

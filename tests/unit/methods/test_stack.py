@@ -138,7 +138,7 @@ def test_what_is_stacked_is_stored_and_loaded_like_any_other(tmp_path: Path) -> 
     parts = [adapted(base_of(TINY), PTuning(tokens=3, encoder="none")), adapted(base_of(TINY), WIDE)]
     stacked = stack(parts)
     stored = stacked.save(tmp_path / "both")
-    assert (stored.manifest.method, stored.manifest.made and stored.manifest.made["how"]) == ("stack", "stack")
+    assert (stored.manifest.method, stored.manifest.made and stored.manifest.made["how"]) == ("stack", "stacked")
     loaded = tt.load(tmp_path / "both", base=base_of(TINY))
     assert loaded.predict(["good", "bad"]) == stacked.predict(["good", "bad"]) != parts[0].predict(["good", "bad"])
     assert loaded.origin == stacked.origin
