@@ -168,6 +168,11 @@ class Method(ABC, Generic[C]):
         places: tuple[Place, ...] = ("in front of the text",)
         return places if self.virtual_tokens(config) else ()
 
+    def reads_weights(self, config: C) -> bool:
+        """Whether what it adds at a site is computed from the base's own weights there (a norm of them, say), so that it is
+        wrong upon a method that changed what they do."""
+        return False
+
     def learned_before(self, config: C, base: Base) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of tensors that were learned elsewhere and stay as they are. `init` draws them at random;
         training does not begin without them."""

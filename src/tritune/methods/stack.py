@@ -98,6 +98,7 @@ def why_not(configs: Sequence[MethodConfig]) -> list[Problem]:
     """Every reason why these cannot answer together."""
     found = []
     places: Counter[str] = Counter()
+    acting = 0  # parts so far that are more than a prompt
     for i, config in enumerate(configs, 1):
         its = method_of(config)
         where = f"part {i} ({its.kind})"
@@ -109,8 +110,12 @@ def why_not(configs: Sequence[MethodConfig]) -> list[Problem]:
                 "(export it as merged) and train the others on that"
             )
             found.append(Problem(where, what))
-        else:
-            places.update(its.prompts(config))
+        elif acting and its.reads_weights(config):
+            found.append(
+                Problem(where, "is computed from the base's own weights: nothing that changes them stands before it")
+            )
+        places.update(its.prompts(config))
+        acting += not its.prompts(config)
     for place, n in places.items():
         if n > 1:
             what = (

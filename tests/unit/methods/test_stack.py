@@ -17,8 +17,10 @@ from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_o
 from tests.unit.exchange.conftest import adapted, task
 from tests.unit.test_adapt import BASE, QUICK, task_of
 from tritune.adaptation import Adaptation
+from tritune.comparison import Plan
 from tritune.composition.stacking import stack
 from tritune.errors import Mismatch, NotMergeable
+from tritune.methods import METHODS, method_of
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.full import Full
 from tritune.methods.ia3 import IA3
@@ -28,6 +30,7 @@ from tritune.methods.ptuning import PTuning
 from tritune.methods.stack import METHOD, Stack, StackDelta
 from tritune.models.base import NoEdits, Role
 from tritune.models.tiny import tiny_base
+from tritune.recipes.settings import CompareSettings
 from tritune.tasks.base import Split
 from tritune.trial import Trial
 
@@ -192,6 +195,12 @@ def test_it_learns_and_serves_what_it_learned(tmp_path: Path) -> None:
     assert tt.load(tmp_path / "mine", base=base_of(BASE)).predict(["ab+12"]) == found.predict(["ab+12"])
 
 
+def test_all_methods_to_compare_are_those_of_one_part() -> None:
+    assert CompareSettings().kinds() == tuple(METHODS) == Plan().methods
+    named = CompareSettings(methods=("stack", "lora"))
+    assert named.kinds() == ("stack", "lora")
+
+
 # --- what cannot be stacked ---
 
 
@@ -227,6 +236,14 @@ def test_two_prompts_are_fine_where_they_do_not_meet() -> None:
     for pair in ([behind, behind], [Prefix(), PTuning(placement="around", front=3)], [PTuning(), PTuning()]):
         with pytest.raises(ValidationError, match="next to the text"):
             Stack.of(pair)
+
+
+def test_what_is_computed_from_the_weights_stands_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(method_of(WIDE)), "reads_weights", lambda self, config: config == WIDE)
+    Stack.of([PTuning(), WIDE, SCALES, NARROW])
+    for configs in ([NARROW, WIDE], [PTuning(), SCALES, WIDE], [WIDE, WIDE]):
+        with pytest.raises(ValidationError, match="own weights"):
+            Stack.of(configs)
 
 
 def test_merging_names_every_part_that_cannot_be() -> None:
