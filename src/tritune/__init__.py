@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from tritune.methods import METHODS
+from tritune.methods import table
 
 #: public name -> module that defines it, of another name; the methods' configs come from their own table
 _NAMES = {
@@ -17,6 +17,9 @@ _NAMES = {
     "Plan": "tritune.comparison",
     "load_base": "tritune.models.load",
     "load": "tritune.adaptation",
+    "stack": "tritune.composition.stacking",
+    "merge": "tritune.composition.merging",
+    "fuse": "tritune.composition.fusing",
     "classification": "tritune.tasks.classification",
     "TemplateSpec": "tritune.text.template",
     "Training": "tritune.run",
@@ -26,7 +29,7 @@ _NAMES = {
 
 
 def _table() -> dict[str, str]:
-    configs = (entry.partition(":") for entry in METHODS.values())
+    configs = (entry.partition(":") for entry in table().values())
     return {**_NAMES, **{name: module for module, _, name in configs}}
 
 

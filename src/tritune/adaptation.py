@@ -63,6 +63,7 @@ class Origin:
     seed: int
     steps: int
     data: Mapping[str, str]
+    made: Mapping[str, object] | None = None  # of which adaptations it was put together, and how; None: it was trained
 
 
 def encoder_for(base: Base, virtual: int = 0) -> Encoder:
@@ -165,6 +166,7 @@ class Adaptation:
             seed=self.origin.seed,
             steps=self.origin.steps,
             data=self.origin.data,
+            made=self.origin.made,
         )
 
 
@@ -221,7 +223,8 @@ def load(
         ],
         "Use it with the base and the task it was trained with; get a fresh copy of damaged files.",
     )
-    origin = Origin(manifest.training, manifest.learning_rate, manifest.seed, manifest.steps, manifest.data)
+    facts = (manifest.training, manifest.learning_rate, manifest.seed, manifest.steps, manifest.data)
+    origin = Origin(*facts, made=manifest.made)
     return Adaptation(base, task or task_from_document(manifest.task), config, tensors, origin)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, encoder_for
 from tritune.errors import BadData, Diverged, Mismatch, Problem
@@ -19,7 +20,7 @@ from tritune.evaluate.examples import Rows
 from tritune.evaluate.record import CurvePoint
 from tritune.methods import method as method_named
 from tritune.methods import method_of
-from tritune.methods.base import Delta
+from tritune.methods.base import Delta, misfits
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
@@ -58,6 +59,7 @@ class Trial:
     Args:
         resume: a saved state of the same run. It is taken over, not copied.
         rows: the task's rows, where they are encoded already, with room for this method's virtual tokens.
+        learned: what was learned before and stays, for a method that begins with finished parts.
     """
 
     base: Base
@@ -68,13 +70,22 @@ class Trial:
     seed: int
     resume: TrainState | None = None
     rows: TrainingRows | None = None
+    learned: Mapping[str, Tensor] | None = None
     delta: Delta = field(init=False)
     curve: list[CurvePoint] = field(init=False, default_factory=list)
     best_step: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.method = method_of(self.config)
+        learned, self.learned = self.learned or {}, None
+        Mismatch.check(
+            f"'{self.method.kind}' is made of finished adaptations, and cannot begin without just these tensors of theirs.",
+            misfits(learned, self.method.learned_before(self.config, self.base)),
+            "`tritune compose` puts finished adaptations together.",
+        )
         self.delta = self.method.init(self.config, self.base, torch.Generator().manual_seed(self.seed))
+        if learned:
+            self.delta.restore({**self.delta.state(), **learned})
         rows = self.rows or training_rows(self.base, self.task, self.method.virtual_tokens(self.config))
         self._train, self._dev = rows.train, rows.dev
         if self.training.evaluations and not self._dev.examples:
@@ -215,7 +226,7 @@ def adapt(
         BadData: rows that cannot be trained on.
         Diverged: a loss or gradient was not finite.
     """
-    config = method_named(method).Config() if isinstance(method, str) else method
+    config = method_named(method).Config.read({}, f"method '{method}'") if isinstance(method, str) else method
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)

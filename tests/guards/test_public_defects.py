@@ -18,6 +18,7 @@ from tests.laws.conftest import training_rows
 from tests.oracles import base_of, packed_logits, rows_of, stock_log_likelihood, stock_logits, stock_of
 from tests.unit.exchange.conftest import adapted, task
 from tritune.adaptation import Adaptation
+from tritune.composition.merging import How, merge
 from tritune.errors import Mismatch, NotMergeable
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.exchange.inward import import_folder
@@ -200,6 +201,49 @@ def test_another_base_of_the_same_shape_is_refused_when_it_comes_in(tmp_path: Pa
     FORMAT.write(mine, tmp_path)
     with pytest.raises(Mismatch, match="name of the base"):
         import_folder(tmp_path, base_of("qwen3"), task(), verify=False)
+
+
+def changes(part: Adaptation) -> dict[str, Tensor]:
+    """What a LoRA adds to the weights of each site, in float64, by the papers' scales."""
+    config, tensors = part.config, part.delta.export()
+    assert isinstance(config, LoRA)
+    found = {}
+    for site in part.delta.sites():
+        rank = config.rank_at(site)
+        scale = config.alphas.get(site.role, config.alpha) / (rank**0.5 if config.rank_stabilised else rank)
+        found[site.key] = scale * (tensors[f"{site.key}.B"].double() @ tensors[f"{site.key}.A"].double())
+    return found
+
+
+def logits_of(part: Adaptation) -> list[Tensor]:
+    with torch.no_grad(), part.base.bind(part.delta):
+        return packed_logits(part.base, ROWS)
+
+
+@pytest.mark.parametrize("how", ["linear", "svd"])
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_one_lora_combined_with_weight_one_is_itself(stabilised: bool, how: How) -> None:
+    """peft#3761: combined with weight 1, a rank-stabilised LoRA came out too strong by the root of its rank."""
+    part = adapted(base_of(TINY), LoRA(rank=4, alpha=6.0, rank_stabilised=stabilised))
+    for got, wanted in zip(logits_of(merge([part], how, weights=[1.0]).adaptation), logits_of(part), strict=True):
+        torch.testing.assert_close(got, wanted, **CLOSE)
+
+
+def test_a_weighted_combination_is_the_weighted_sum_of_what_each_adds() -> None:
+    """peft#3761, peft#3004: scales of rank-stabilised LoRAs counted wrongly, and B of one met A of the other."""
+    parts = [
+        adapted(base_of(TINY), LoRA(rank=rank, alpha=alpha, rank_stabilised=stabilised))
+        for rank, alpha, stabilised in ((4, 6.0, True), (2, 1.0, True), (3, 9.0, False))
+    ]
+    weights = (0.7, -0.4, 1.5)
+    each = [changes(part) for part in parts]
+    exact, cut = merge(parts, weights=weights), merge(parts, "svd", weights=weights, rank=9)
+    for merged in (exact, cut):
+        assert merged.error < 1e-6, "nothing is lost at this rank, and it says so"
+        for key, change in changes(merged.adaptation).items():
+            wanted = sum(weight * own[key] for weight, own in zip(weights, each, strict=True))
+            torch.testing.assert_close(change, wanted, rtol=1e-4, atol=1e-5)
+    assert merge(parts, "svd", weights=weights, rank=2).error > 0.01, "what a rank costs is told"
 
 
 # --- training ---

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritune.methods import METHODS, method
+from tritune.methods import method, table
 from tritune.methods.base import Delta, Method
 from tritune.models.base import Batch, Span
 from tritune.models.load import Base
@@ -51,7 +51,7 @@ class Case:
 
 
 def kinds_and_variants() -> list[tuple[str, int]]:
-    return [(kind, i) for kind in METHODS for i in range(len(method(kind).variants))]
+    return [(kind, i) for kind in table() for i in range(len(method(kind).variants))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

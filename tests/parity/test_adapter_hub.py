@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ def base_named(name: str) -> Base:
 
 
 def config_of(case: str) -> Bottleneck:
+    return own_config(*CASES[case])
+
+
+def own_config(preset: str, changes: Mapping[str, Any]) -> Bottleneck:
     """adapter-hub's options in our words."""
-    preset, changes = CASES[case]
     own: dict[str, Any] = dict(changes)
     if "non_linearity" in own:
         own["nonlinearity"] = own.pop("non_linearity")

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tritune.cli.check import check
 from tritune.cli.compare import compare
+from tritune.cli.compose import app as compose
 from tritune.cli.demo import demo
 from tritune.cli.eval import evaluate
 from tritune.cli.explain import explain
@@ -72,6 +73,7 @@ app.command("eval", cls=Command)(evaluate)
 app.command("predict", cls=Command)(predict)
 app.command("list", cls=Command)(list_stored)
 app.command("show", cls=Command)(show)
+app.add_typer(compose, name="compose")
 app.command("export", cls=Command)(export)
 app.command("import", cls=Command)(import_)
 app.command("explain", cls=Command)(explain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,12 +121,42 @@ def load_adaptation(
 
     from tritune.adaptation import load
 
+    return load(stored.folder, base=_base_for(stored, base, device, progress), task=wanted)
+
+
+def load_adaptations(
+    refs: Sequence[str], progress: Progress, *, base: str | None = None, device: str | None = None
+) -> list[Adaptation]:
+    """Stored adaptations on the first one's base, which is loaded once.
+
+    Raises:
+        Mismatch: something does not fit, of any of them; or they belong to different bases.
+        Unavailable: the base could not be fetched.
+    """
+    every = [stored_at(ref) for ref in refs]
+
+    from tritune.adaptation import load
+    from tritune.store.manifest import base_misfits
+
+    first = every[0].manifest.base
+    misfits = [
+        Problem(f"{stored.folder}, {problem.where}", problem.what)
+        for stored in every
+        for problem in base_misfits(stored.manifest, first.name, first.digests)
+    ]
+    Mismatch.check(
+        "These adaptations belong to different bases.", misfits, f"The base here is that of {every[0].folder}."
+    )
+    found = _base_for(every[0], base, device, progress)
+    return [load(stored.folder, base=found) for stored in every]
+
+
+def _base_for(stored: Stored, base: str | None, device: str | None, progress: Progress) -> Base:
     ref = base or _base_of_run(stored.folder) or stored.manifest.base.name
     try:
-        found = load_base(ref, stored.manifest.base.dtype, device, progress)
+        return load_base(ref, stored.manifest.base.dtype, device, progress)
     except Unavailable as error:
         raise Unavailable(f"{error}\nIf the base lies in a folder here, give that with --base.") from None
-    return load(stored.folder, base=found, task=wanted)
 
 
 def _base_of_run(folder: Path) -> str | None:

@@ -52,6 +52,8 @@ def _facts(stored: Stored) -> Iterator[tuple[str, str]]:
     yield "folder", str(stored.folder)
     yield "method", f"{manifest.method} ({manifest.strategy.value})"
     yield from ((f"  {name}", str(value)) for name, value in manifest.config.items())
+    if manifest.made is not None:
+        yield from ((f"made: {name}", _plain(value)) for name, value in manifest.made.items())
     if known := score_of(stored):
         score, low, high = (units.score(float(str(known[key])), "en") for key in ("score", "low", "high"))
         yield "score", f"{known['metric']} {score} [{low}, {high}] (95 %, n = {known['n']} test rows)"

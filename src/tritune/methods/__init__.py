@@ -24,6 +24,16 @@ METHODS: dict[str, str] = {
     "ia3": "tritune.methods.ia3:IA3",
     "lora": "tritune.methods.lora:LoRA",
 }
+#: the same for methods that are made of others. What of is a choice, so a comparison of all methods leaves them out.
+COMPOSED: dict[str, str] = {
+    "stack": "tritune.methods.stack:Stack",
+    "fusion": "tritune.methods.fusion:Fusion",
+}
+
+
+def table() -> dict[str, str]:
+    """Every method there is, of one part or of several."""
+    return {**METHODS, **COMPOSED}
 
 
 def method(kind: str) -> Method[Any]:
@@ -32,19 +42,20 @@ def method(kind: str) -> Method[Any]:
     Raises:
         Mismatch: unknown name; offers the nearest.
     """
-    if kind not in METHODS:
-        near = difflib.get_close_matches(kind, METHODS, n=1)
+    known = table()
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, n=1)
         guess = f"Did you mean '{near[0]}'? " if near else ""
         raise Mismatch(
-            "Unknown method.", [Problem(f"'{kind}'", "is not in the table")], f"{guess}Known: {', '.join(METHODS)}."
+            "Unknown method.", [Problem(f"'{kind}'", "is not in the table")], f"{guess}Known: {', '.join(known)}."
         )
-    found: Method[Any] = import_module(METHODS[kind].partition(":")[0]).METHOD
+    found: Method[Any] = import_module(known[kind].partition(":")[0]).METHOD
     return found
 
 
 def method_of(config: MethodConfig) -> Method[Any]:
     """The method that a config belongs to."""
-    for kind in METHODS:
+    for kind in table():
         if type(config) is method(kind).Config:
             return method(kind)
     raise Mismatch("This config belongs to no method.", [Problem(type(config).__name__, "is not in the table")])

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from tritune.models.load import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
 
 C = TypeVar("C", bound=MethodConfig)
+Place = Literal["in front of the text", "behind the text"]
 
 
 class Budget(Frozen):
@@ -166,6 +167,21 @@ class Method(ABC, Generic[C]):
     def virtual_tokens(self, config: C) -> int:
         """Tokens that every row gets beside its own, wherever they stand: they take of the positions the base has."""
         return 0
+
+    def prompts(self, config: C) -> Collection[Place]:
+        """Where the virtual tokens stand. At each place a row has room for those of one method."""
+        places: tuple[Place, ...] = ("in front of the text",)
+        return places if self.virtual_tokens(config) else ()
+
+    def reads_weights(self, config: C) -> bool:
+        """Whether what it adds at a site is computed from the base's own weights there (a norm of them, say), so that it is
+        wrong upon a method that changed what they do."""
+        return False
+
+    def learned_before(self, config: C, base: Base) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of tensors that were learned elsewhere and stay as they are. `init` draws them at random;
+        training does not begin without them."""
+        return {}
 
     def identity_at_start(self, config: C) -> bool:
         """Whether a fresh delta leaves every output of the base as it is."""

@@ -214,20 +214,31 @@ class BottleneckDelta(Delta):
             self.put(name, tensor)
 
     def edit(self, site: Site, x_ND: Tensor, y_NE: Tensor, slot_N: Tensor | None) -> Tensor:
-        part = {name: self.part(site, name).to(y_NE.dtype) for name in _parts(self.config)}
-        u_ND, residual_ND = self._reads(site, x_ND, y_NE)
-        h_NR = F.linear(_own_norm(u_ND, part, "ln_before"), part["down.weight"], part["down.bias"])
-        h_NR = _FUNCTIONS[self.config.nonlinearity](h_NR)
+        part = self._cast(site, y_NE.dtype)
+        u_ND, residual_ND = self.reads(site, x_ND, y_NE)
         if self._is_plain:
-            return torch.addmm(y_NE + part["up.bias"], h_NR, part["up.weight"].T)
-        a_ND = F.linear(h_NR, part["up.weight"], part["up.bias"])
-        a_ND = a_ND * (part["scaling"] if isinstance(self.config.scaling, str) else self.config.scaling)
-        a_ND = F.dropout(a_ND, self.config.dropout, self.training)
+            return torch.addmm(y_NE + part["up.bias"], self._inner(part, u_ND), part["up.weight"].T)
+        a_ND = F.dropout(self._scaled(part, u_ND), self.config.dropout, self.training)
         if self.config.adapter_residual_before_ln:
             out_ND = _own_norm(a_ND + residual_ND, part, "ln_after")
         else:
             out_ND = _own_norm(a_ND, part, "ln_after") + residual_ND
         return out_ND if self.config.original_ln_after else out_ND - x_ND  # the base adds x in any case
+
+    def branch(self, site: Site, u_ND: Tensor) -> Tensor:
+        """A(u) alone (N, D): no dropout, no norm behind it, added to nothing."""
+        return self._scaled(self._cast(site, u_ND.dtype), u_ND)
+
+    def _cast(self, site: Site, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: self.part(site, name).to(dtype) for name in _parts(self.config)}
+
+    def _inner(self, part: Mapping[str, Tensor], u_ND: Tensor) -> Tensor:
+        h_NR = F.linear(_own_norm(u_ND, part, "ln_before"), part["down.weight"], part["down.bias"])
+        return _FUNCTIONS[self.config.nonlinearity](h_NR)
+
+    def _scaled(self, part: Mapping[str, Tensor], u_ND: Tensor) -> Tensor:
+        a_ND = F.linear(self._inner(part, u_ND), part["up.weight"], part["up.bias"])
+        return a_ND * (part["scaling"] if isinstance(self.config.scaling, str) else self.config.scaling)
 
     @property
     def _is_plain(self) -> bool:
@@ -241,7 +252,7 @@ class BottleneckDelta(Delta):
             and c.residual_before_ln is True
         )
 
-    def _reads(self, site: Site, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor]:
+    def reads(self, site: Site, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor]:
         """What the adapter reads, and what its result is added to."""
         if self.config.parallel:
             return x_ND, y_ND

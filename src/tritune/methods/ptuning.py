@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tritune.errors import NotMergeable
-from tritune.methods.base import Budget, Delta, Method
+from tritune.methods.base import Budget, Delta, Method, Place
 from tritune.methods.prompt_encoders import ENCODERS, FIXED, Origin, PromptEncoder, Widths
 from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Segment
@@ -149,6 +149,13 @@ class PTuningMethod(Method[PTuning]):
 
     def virtual_tokens(self, config: PTuning) -> int:
         return config.tokens
+
+    def prompts(self, config: PTuning) -> Sequence[Place]:
+        places: dict[Place, int] = {
+            "in front of the text": config.n_front,
+            "behind the text": config.tokens - config.n_front,
+        }
+        return [place for place, tokens in places.items() if tokens]
 
     def identity_at_start(self, config: PTuning) -> bool:
         return False

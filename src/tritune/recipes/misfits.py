@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from tritune.errors import Problem
-from tritune.methods import METHODS
+from tritune.methods import table
 from tritune.spec import Frozen
 
 UNKNOWN = "extra_forbidden"  # pydantic's name for a key that a document does not have
@@ -39,9 +39,9 @@ def fields_of(kind: type[Frozen]) -> str:
 def method_misfits(names: Iterable[object], where: str) -> list[Problem]:
     """Names that are no method's, each with the nearest one."""
     return [
-        Problem(where, f"'{name}' is not a method{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}")
+        Problem(where, f"'{name}' is not a method{nearest(str(name), table())}; known: {', '.join(table())}")
         for name in names
-        if name not in METHODS
+        if name not in table()
     ]
 
 

@@ -35,11 +35,12 @@ class Manifest(Frozen):
     seed: int
     steps: int
     data: Mapping[str, str] = {}
+    made: Mapping[str, object] | None = None  # of which adaptations it was put together, and how
 
     def id(self) -> str:
         """Content hash: of everything in here, and through `files` of every byte of the adaptation."""
-        # Where it plays no part it is left out: what was stored before it was known keeps its name.
-        absent = {"chat_template"} if self.chat_template is None else None
+        # Where they play no part they are left out: what was stored before they were known keeps its name.
+        absent = {name for name in ("chat_template", "made") if getattr(self, name) is None}
         return digest(self.model_dump(mode="json", exclude=absent))
 
 

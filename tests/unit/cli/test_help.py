@@ -12,7 +12,20 @@ from typer.testing import CliRunner
 from tritune.cli.app import app
 from tritune.methods import METHODS
 
-COMMANDS = ("demo", "compare", "train", "eval", "predict", "list", "show", "export", "import", "explain", "check")
+COMMANDS = (
+    "demo",
+    "compare",
+    "train",
+    "eval",
+    "predict",
+    "list",
+    "show",
+    "export",
+    "import",
+    "explain",
+    "check",
+    "compose",
+)
 HEAVY = (
     "torch",
     "transformers",
@@ -60,6 +73,12 @@ def test_every_command_has_an_example(command: str) -> None:
     assert done.exit_code == 0
     assert f"tritune {command}" in done.stdout.split("Example:")[1]
     assert "{method" not in done.stdout, "no gap of a help text stays open"
+
+
+@pytest.mark.parametrize("way", ["stack", "merge", "fuse"])
+def test_every_way_to_compose_has_an_example(way: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["compose", way, "--help"])
+    assert f"tritune compose {way}" in done.stdout.split("Example:")[1]
 
 
 @pytest.mark.parametrize("command", ["compare", "train"])

@@ -1,0 +1,183 @@
+"""`tritune compose`: finished adaptations of one base are stacked, merged into one LoRA, or fused by learned attention."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritune.cli import given, options
+from tritune.cli.language import language
+from tritune.cli.loading import load_adaptations, load_task, require
+from tritune.cli.progress import shown
+from tritune.cli.screen import echo_json, page
+from tritune.errors import Mismatch, Problem
+from tritune.recipes.settings import Settings
+
+if TYPE_CHECKING:
+    from tritune.adaptation import Adaptation
+    from tritune.tasks.base import Task
+
+HELP = """Put finished adaptations of one base together; `tritune compose HOW --help` tells of each way.
+
+Example:
+  tritune compose stack runs/prompt runs/lora --out runs/both
+"""
+
+app = typer.Typer(no_args_is_help=True, help=HELP, rich_markup_mode="rich")
+
+Parts = Annotated[
+    list[str],
+    typer.Argument(help="Folders, or beginnings of content hashes.", metavar="ADAPTATION...", show_default=False),
+]
+TaskOf = Annotated[
+    int | None,
+    typer.Option("--task-of", help="Whose task is kept, where they differ: 1 for the first.", metavar="N", min=1),
+]
+How = Annotated[str, typer.Option("--how", help="linear (exact), svd, ties, dare_linear or dare_ties.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="One per adaptation; else the average.", metavar="NUMBER,...")
+]
+Rank = Annotated[int | None, typer.Option("--rank", help="Of the result; else the largest of the parts.")]
+Density = Annotated[float | None, typer.Option("--density", help="Share of numbers that ties and dare keep.")]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of what dare draws.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the run.", rich_help_panel=options.TRAINING)]
+NoValue = Annotated[bool, typer.Option("--no-value", help="Weigh the outputs as they are, without a matrix behind.")]
+
+
+@app.command()
+def stack(
+    adaptations: Parts,
+    out: options.Folder,
+    task_of: TaskOf = None,
+    base: options.BaseNow = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """All answer every row together, each upon those before it: a prompt with a LoRA, scales with a LoRA.
+
+    Example:
+      tritune compose stack runs/prompt runs/lora --out runs/both
+    """
+    with shown(quiet=quiet) as progress:
+        parts = load_adaptations(adaptations, progress, base=base, device=device)
+
+        from tritune.composition.stacking import stack as stacked
+
+        _finish(stacked(parts, task=_task_of(parts, task_of)), out, as_json=as_json)
+
+
+@app.command()
+def merge(
+    adaptations: Parts,
+    out: options.Folder,
+    how: How = "linear",
+    weights: Weights = None,
+    rank: Rank = None,
+    density: Density = None,
+    seed: DrawSeed = 0,
+    task_of: TaskOf = None,
+    base: options.BaseNow = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """One ordinary LoRA from several: their weighted sum, exact or in a given rank, TIES, DARE.
+
+    Example:
+      tritune compose merge runs/a runs/b --how ties --density 0.2 --out runs/merged
+    """
+    numbers = None if weights is None else _numbers(weights)
+    with shown(quiet=quiet) as progress:
+        parts = load_adaptations(adaptations, progress, base=base, device=device)
+
+        from tritune.composition.merging import merge as merged
+
+        found = merged(
+            parts,
+            how,  # type: ignore[arg-type]  # checked there, with everything else
+            weights=numbers,
+            rank=rank,
+            density=density,
+            seed=seed,
+            task=_task_of(parts, task_of),
+        )
+        error = {"error": found.error, "worst": found.worst}
+        line = f"cut to its rank it is off by {found.error:.2%} of the change ({found.worst:.2%} at the worst place)"
+        _finish(found.adaptation, out, as_json=as_json, more=error, line=line if found.error else "exact")
+
+
+@app.command()
+def fuse(
+    ctx: typer.Context,
+    adaptations: Parts,
+    out: options.Folder,
+    train: options.Train = None,
+    test: options.Test = None,
+    dev: options.Dev = None,
+    text_field: options.TextField = None,
+    label_field: options.LabelField = None,
+    label_words: options.LabelWords = None,
+    template: options.Template = None,
+    train_rows: options.TrainRows = None,
+    dev_rows: options.DevRows = None,
+    test_rows: options.TestRows = None,
+    data_seed: options.DataSeed = None,
+    allow_duplicates: options.AllowDuplicates = None,
+    epochs: options.Epochs = None,
+    batch_tokens: options.BatchTokens = None,
+    learning_rate: options.LearningRate = None,
+    evaluations: options.Evaluations = None,
+    seed: Seed = 0,
+    no_value: NoValue = False,
+    base: options.BaseNow = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    lang: options.Lang = None,
+) -> None:
+    """Train attention over finished bottleneck adapters; they stay as they are, and go into the result.
+
+    Example:
+      tritune compose fuse runs/a runs/b runs/c --train train.csv --out runs/fused
+    """
+    settings = given.settings(Settings, {name: v for name, v in ctx.params.items() if name != "base"})
+    require(settings, "train")
+    with shown(quiet=quiet, lang=language(lang)) as progress:
+        task = load_task(settings, progress)
+        parts = load_adaptations(adaptations, progress, base=base, device=device)
+
+        from tritune.composition.fusing import fuse as fused
+
+        done = fused(parts, task, value=not no_value, training=settings.training(), seed=seed, progress=progress)
+        _finish(done, out, as_json=as_json)
+
+
+def _task_of(parts: list[Adaptation], number: int | None) -> Task | None:
+    if number is None:
+        return None
+    fits = () if number <= len(parts) else [Problem("--task-of", f"{number}, but there are {len(parts)} adaptations")]
+    Mismatch.check("There is no such adaptation.", fits)
+    return parts[number - 1].task
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not NUMBER,...", param_hint="--weights") from None
+
+
+def _finish(
+    adaptation: Adaptation, out: Path, *, as_json: bool, more: dict[str, float] | None = None, line: str = ""
+) -> None:
+    stored = adaptation.save(out)
+    if as_json:
+        facts = {"folder": str(out), "id": stored.id, "method": stored.manifest.method, "made": stored.manifest.made}
+        echo_json({**facts, **(more or {})})
+        return
+    lines = [f"{out}: {stored.manifest.method}", *([line] if line else ())]
+    page().print("\n".join([*lines, f'\n  tritune predict {shlex.quote(str(out))} "your text"']), soft_wrap=True)
