@@ -292,6 +292,9 @@ class LoraMethod(Method[LoRA]):
         sites, own = config.sites(base), {n: t.to(base.device) for n, t in tensors.items()}
         return LoraDelta(config, sites, own, matrices=_matrices(config, base, sites))
 
+    def reads_weights(self, config: LoRA) -> bool:
+        return config.dora
+
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
         assert isinstance(delta, LoraDelta)
         ends = [site.role.value for site in delta.sites() if site.role in END_ROLES]

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -166,6 +167,13 @@ class StackDelta(Delta):
         found = [penalty for part in self.members if (penalty := part.penalty()) is not None]
         return torch.stack(found).sum() if found else None
 
+    @contextmanager
+    def constants_held(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in self.members:
+                stack.enter_context(part.constants_held())
+            yield
+
     def export(self) -> dict[str, Tensor]:
         return {name: t for i, part in enumerate(self.members) for name, t in of_part(i, part.export()).items()}
 
@@ -233,6 +241,7 @@ class StackMethod(Method[Stack]):
         Stack(parts=(LoRA(rank=2), LoRA(rank=3, alpha=2.0, rank_stabilised=True, roles=(Role.ATTN_Q, Role.MLP_UP)))),  # type: ignore[arg-type]
         Stack(parts=(IA3(input_roles=(Role.ATTN_O, Role.MLP_DOWN)), LoRA(rank=2, dropout=0.1))),  # type: ignore[arg-type]
         Stack(parts=(LoRA(rank=2), IA3(output_roles=(Role.ATTN_V, Role.MLP_UP)))),  # type: ignore[arg-type]
+        Stack(parts=(LoRA(rank=2, dora=True, roles=(Role.ATTN_Q, Role.MLP_UP)), LoRA(rank=2))),  # type: ignore[arg-type]
         Stack(parts=(Bottleneck(reduction_factor=8.0), Bottleneck(placement="double_seq"), LoRA(rank=2))),  # type: ignore[arg-type]
         Stack(parts=(PTuning(tokens=3, hidden=8), LoRA(rank=2, roles=(Role.ATTN_V,)), IA3())),  # type: ignore[arg-type]
         Stack(parts=(Prefix(tokens=3), PTuning(tokens=2, encoder="none", placement="suffix"), Bottleneck())),  # type: ignore[arg-type]

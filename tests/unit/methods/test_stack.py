@@ -238,10 +238,10 @@ def test_two_prompts_are_fine_where_they_do_not_meet() -> None:
             Stack.of(pair)
 
 
-def test_what_is_computed_from_the_weights_stands_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(method_of(WIDE)), "reads_weights", lambda self, config: config == WIDE)
-    Stack.of([PTuning(), WIDE, SCALES, NARROW])
-    for configs in ([NARROW, WIDE], [PTuning(), SCALES, WIDE], [WIDE, WIDE]):
+def test_what_is_computed_from_the_weights_stands_first() -> None:
+    dora = LoRA(rank=2, dora=True)
+    Stack.of([PTuning(), dora, SCALES, NARROW])
+    for configs in ([NARROW, dora], [PTuning(), SCALES, dora], [dora, dora]):
         with pytest.raises(ValidationError, match="own weights"):
             Stack.of(configs)
 
