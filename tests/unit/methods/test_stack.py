@@ -20,7 +20,7 @@ from tritune.adaptation import Adaptation
 from tritune.comparison import Plan
 from tritune.composition.stacking import stack
 from tritune.errors import Mismatch, NotMergeable
-from tritune.methods import METHODS, method_of
+from tritune.methods import METHODS
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.full import Full
 from tritune.methods.ia3 import IA3
