@@ -31,7 +31,8 @@ Written by `make parity`. Everything is in float32, on tiny random models of eac
 The same weights on both sides, logits of a few rows and the gradients of a weighted sum of them: the largest difference over
 all bases, as a share of the largest logit, or of the largest gradient of a tensor. 1e-4 is allowed. PEFT runs in the same
 process, adapter-hub's package (`adapters`) live in its own environment; "formula" is adapter-hub's formula written into the
-decoder layers by hand. OPT norms after the sum (as OPT-350m does), which adapter-hub's package reaches through its plug-in interface.
+decoder layers by hand. OPT norms after the sum (as OPT-350m does); adapter-hub's package reaches it through its plug-in
+interface.
 
 | method | variant | reference | tiny bases | logits | gradients | SmolLM2-135M: logits | gradients |
 |---|---|---|---|---|---|---|---|

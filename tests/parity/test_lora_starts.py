@@ -43,14 +43,19 @@ def peft_lora(base: Base, delta: Delta, **options: Any) -> tuple[Any, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "start"),
+    ("name", "start", "stabilised"),
     # PEFT 0.21 decomposes GPT-2's matrices as they are stored, transposed, so there its OLoRA does not start at the base
     [
-        ("gpt2", "pissa"),
-        *((name, start) for name in (REAL, "llama-tied", "gemma2", "opt-post-norm") for start in ("pissa", "olora")),
+        *(("gpt2", "pissa", stabilised) for stabilised in (False, True)),
+        *(
+            (name, start, stabilised)
+            for name in ("llama-tied", "gemma2", "opt-post-norm")
+            for start in ("pissa", "olora")
+            for stabilised in (False, True)
+        ),
+        *((REAL, start, False) for start in ("pissa", "olora")),
     ],
 )
-@pytest.mark.parametrize("stabilised", [False, True])
 def test_a_start_from_the_weights_is_pefts(name: str, stabilised: bool, start: Any) -> None:
     base = base_of(name)
     # of the real base only the smallest matrices: a decomposition of each of its layers takes its time

@@ -7,6 +7,7 @@ decoder layers by hand, since that package needs a transformers of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -24,7 +25,8 @@ from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
-from tritune.methods.ptuning import PTuning
+from tritune.methods.prompt_encoders import PromptEncoder
+from tritune.methods.ptuning import PTuning, PTuningDelta
 from tritune.models.base import Role
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
@@ -98,6 +100,7 @@ def assert_gradients_close(got: Mapping[str, Tensor], wanted: Mapping[str, Tenso
         assert gap < BOUND, name
 
 
+@cache
 @torch.no_grad()
 def bare(name: str) -> list[Tensor]:
     return [stock_logits(oracles.stock_of(name), row) for row in ROWS]
@@ -131,8 +134,13 @@ def run_peft(model: Any) -> list[Tensor]:
     return theirs(lambda row: model(input_ids=torch.tensor([list(row)])).logits[0])
 
 
-@pytest.mark.parametrize("case", LORAS)
-@pytest.mark.parametrize("name", [REAL, "llama-tied", "qwen3", "gemma2", "mistral", "opt-post-norm"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *((name, case) for name in ("llama-tied", "qwen3", "gemma2", "mistral", "opt-post-norm") for case in LORAS),
+        *((REAL, case) for case in LORAS if case != "dropout, not training"),
+    ],
+)
 def test_lora_is_pefts_lora(name: str, case: str) -> None:
     base, config = base_of(name), LORAS[case]
     SEEN.comparing("lora", case, base)
@@ -284,6 +292,12 @@ def peft_prompt(base: Base, config: PTuning) -> Any:
     return model.eval()
 
 
+@torch.no_grad()
+def near_a_token(base: Base, encoder: PromptEncoder) -> None:
+    """As trained prompts are. Behind random vectors SmolLM2 loses digits: PEFT's own answer in float32 is 1e-4 off float64's."""
+    encoder.last.bias += base.embedding.weight[500]
+
+
 @pytest.mark.parametrize("encoder", ["mlp", "lstm", "none"])
 @pytest.mark.parametrize("name", [REAL, "llama-tied", "gpt2", "opt-post-norm", "gpt-neox", "gemma3"])
 def test_p_tuning_is_pefts_p_tuning(name: str, encoder: str) -> None:
@@ -292,6 +306,8 @@ def test_p_tuning_is_pefts_p_tuning(name: str, encoder: str) -> None:
     config = PTuning(tokens=4, encoder=encoder, hidden=hidden, start="random")  # type: ignore[arg-type]
     SEEN.comparing("ptuning", {"none": "no encoder (prompt tuning)"}.get(encoder, f"{encoder} encoder"), base)
     delta = moved(config, base)
+    if name == REAL and isinstance(delta, PTuningDelta) and delta.encoder is not None:
+        near_a_token(base, delta.encoder)
     model = peft_prompt(base, config)
     prompt = model.prompt_encoder["default"]
     pairs = {"table": prompt.embedding.weight}
@@ -340,7 +356,8 @@ def peft_order(layers_n2PKd: Tensor) -> Tensor:
 def test_prefix_tuning_is_pefts_prefix_tuning(name: str, hidden: int | None) -> None:
     """Every family: grouped heads, sliding windows shorter than the rows, learned and rotary positions."""
     base = base_of(name)
-    config = Prefix(tokens=4, hidden=hidden, start="random")
+    # a real base loses digits behind random keys and values (`near_a_token`): there they begin at those of tokens
+    config = Prefix(tokens=4, hidden=hidden, start="vocabulary" if name == REAL and hidden is None else "random")
     SEEN.comparing("prefix", "keys and values" if hidden is None else "a network", base)
     delta = moved(config, base)
     model = peft_prefix(base, config)
