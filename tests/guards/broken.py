@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,10 +91,10 @@ def verdict(mutation: Mutation) -> list[str]:
     ]
 
 
-def unguarded(passed: Mapping[str, str], mutations: Sequence[Mutation]) -> list[str]:
+def unguarded(tests: Iterable[str], mutations: Sequence[Mutation]) -> list[str]:
     """Guards that no mutation turns red, in none of their cases."""
     red = {test.partition("[")[0] for mutation in mutations for test in mutation.red}
-    return sorted({test.partition("[")[0] for test in passed} - red)
+    return sorted({test.partition("[")[0] for test in tests} - red)
 
 
 def main(words: Sequence[str]) -> int:

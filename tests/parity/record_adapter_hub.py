@@ -90,11 +90,11 @@ def base(model_name: str, folder: str | None) -> Any:
 
 def adapted(model_name: str, case: str, folder: str | None) -> Any:
     model = base(model_name, folder)
+    preset, changes = CASES[case]
     plug = PLUGS.get(model_name)
-    methods = ["bottleneck", "lora"]
+    methods = ["lora" if preset == "lora" else "bottleneck"]
     interface = plug and adapters.AdapterModelInterface(adapter_methods=methods, layer_cross_attn=None, **plug)
     adapters.init(model, interface=interface)
-    preset, changes = CASES[case]
     model.add_adapter("a", config=adapters.AdapterConfig.load(preset, **changes))
     model.set_active_adapters("a")
     model.train_adapter("a")

@@ -48,6 +48,8 @@ def test_transformers_answers_as_we_do(name: str, case: str, tmp_path: Path) -> 
     with torch.no_grad():
         theirs = [stock_logits(model, row) for row in ROWS]
     shutil.rmtree(tmp_path)  # a whole model each time
+    merged = mine.method.merge(mine.delta, mine.base)
+    assert all(torch.equal(model.get_parameter(weight), tensor) for weight, tensor in merged.items()), "every byte"
     assert_equal_answers(theirs, ours(mine), mine.base)
 
 
