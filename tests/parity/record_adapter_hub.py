@@ -110,7 +110,7 @@ def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Te
         for names, parameter in trained.items():
             parts = [adapter_value(name, tuple(p.shape), model_name) for name, p in split(names, parameter).items()]
             parameter.copy_(torch.cat(parts) if parameter.ndim else parts[0])
-    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows()]
+    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows(model_name)]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
     gradients: dict[str, torch.Tensor] = {}
     for names, parameter in trained.items():

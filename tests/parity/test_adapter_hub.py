@@ -22,6 +22,7 @@ from tests.oracles import base_of, packed_logits
 from tests.parity import seen
 from tests.parity.adapter_hub import CASES, MODELS, REAL, SEEN, adapter_value, base_value, rows, weights
 from tritune.errors import Mismatch
+from tritune.exchange.adapter_hub.older import with_older_config
 from tritune.methods import method_of
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
@@ -44,8 +45,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     out, located = tmp_path_factory.mktemp("package") / "live.safetensors", base_of(REAL).located
     assert located is not None
     script = RECORDED.with_name("record_adapter_hub.py")
+    base = with_older_config(located.folder, tmp_path_factory.mktemp("base"))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    subprocess.run([PYTHON, str(script), str(out), str(located.folder)], check=True, env=environment)
+    subprocess.run([PYTHON, str(script), str(out), str(base)], check=True, env=environment)
     return load_file(out)
 
 
@@ -95,10 +97,10 @@ def test_we_compute_what_adapter_hub_does(model: str, case: str, package: dict[s
     tensors = {name: adapter_value(name, shape, model) for name, shape in method.shapes(config, base).items()}
     delta = method.load(config, base, tensors).eval()
     with base.bind(delta):
-        logits = packed_logits(base, rows())
+        logits = packed_logits(base, rows(model))
         sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()  # type: ignore[union-attr]
     with torch.no_grad(), base.bind(NoEdits()):
-        bare = torch.cat(packed_logits(base, rows()))
+        bare = torch.cat(packed_logits(base, rows(model)))
     wanted = package[f"{model}/{case}/logits"]
     assert not torch.allclose(bare, wanted, atol=1e-2), "the adapters make a difference"
     gap = seen.SEEN.note([torch.cat(logits)], [wanted])

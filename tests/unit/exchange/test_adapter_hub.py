@@ -35,6 +35,7 @@ from tests.unit.exchange.conftest import (
 from tritune.errors import Mismatch
 from tritune.exchange import format_named, recognise
 from tritune.exchange.adapter_hub import CONFIG, PICKLE, TENSORS
+from tritune.exchange.adapter_hub.older import older
 from tritune.exchange.format import SCRIPTS
 from tritune.exchange.inward import import_folder
 from tritune.exchange.outward import export
@@ -173,11 +174,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Tenso
 
     @cache
     def place(name: str) -> Path:
-        base = base_of(name)
+        base, own, older = base_of(name), root / name, root / f"{name} of older form"
         if base.located is not None:
-            return base.located.folder
-        base.save_pretrained(root / name, base.parameters())
-        return root / name
+            own = base.located.folder
+        else:
+            base.save_pretrained(own, base.parameters())
+        older.mkdir()
+        return HUB.for_reference(root, base, own, older)[1]
 
     jobs = []
     for i, (name, config) in enumerate(OURS.values()):
@@ -209,6 +212,19 @@ def test_there_and_back_with_the_package(tmp_path: Path) -> None:
     assert done.verdict.by.startswith("adapters ")
     assert done.verdict.difference < 1e-4 < 0.1 < done.verdict.effect
     assert import_folder(tmp_path / "out", mine.base, python=PYTHON).verdict is not None
+
+
+def test_older_versions_are_told_how_positions_rotate() -> None:
+    """transformers 4 passes "rope_parameters" over without a word, and rotates by its defaults."""
+    scaled = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+    assert older({"rope_parameters": scaled}) == {
+        "rope_parameters": scaled,
+        "rope_theta": 5e5,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+    }
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
+    assert older(plain) == {**plain, "rope_theta": 1e5}
+    assert older({"n_embd": 3}) == {"n_embd": 3}
 
 
 # --- what does not fit ---
