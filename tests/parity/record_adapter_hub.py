@@ -2,7 +2,8 @@
 
     make benchmarks/.venv-adapters/.ready
     benchmarks/.venv-adapters/bin/python tests/parity/record_adapter_hub.py             writes the recording anew
-    benchmarks/.venv-adapters/bin/python tests/parity/record_adapter_hub.py OUT FOLDER  live, with the base in FOLDER as well
+    benchmarks/.venv-adapters/bin/python tests/parity/record_adapter_hub.py OUT FOLDER  live, with the base in FOLDER as well,
+                                                                whose config is as `exchange/adapter_hub/older.py` makes it
 
 The package pins a transformers that cannot stand beside ours. Llama, Mistral and GPT-2 run through its own model classes,
 the others through its plug-in interface. There, its hooks would all use the last layer's norm (a closure in a loop); they
