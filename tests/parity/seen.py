@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tritune.models.load import Base
+if TYPE_CHECKING:  # pytest wants to be there before what that brings along
+    from tritune.models.load import Base
 
 
 @dataclass(frozen=True, order=True)
