@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # pytest wants to be there before what that brings along
@@ -65,14 +66,26 @@ class Seen:
         """What the variant that is being compared came to."""
         if self.variant is None or self.base is None:
             return
-        gaps = self.variants.setdefault((self.variant, self.base.located is None), Gaps())
+        gaps = self.variants.setdefault((self.variant, is_tiny(self.base)), Gaps())
         gaps.bases.add(family_of(self.base))
         gaps.logits, gaps.gradients = max(gaps.logits, logits), max(gaps.gradients, gradients)
 
 
+def is_tiny(base: Base) -> bool:
+    """Whether its weights are random; else it is the packaged one."""
+    return base.located is None or base.located.kind != "packaged"
+
+
 def family_of(base: Base) -> str:
-    """What the page calls a base: a tiny one by its family, a real one by its name."""
-    return str(base.config.model_type) if base.located is None else base.name
+    """What the page calls a base: a tiny one by its family, the real one by its name."""
+    return str(base.config.model_type) if is_tiny(base) else base.name
+
+
+def as_vectors(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one number, learned scalings, together: a sum that nearly cancels is no measure of itself."""
+    alone = {name: gradient.flatten() for name, gradient in gradients.items() if gradient.numel() == 1}
+    whole = {name: gradient for name, gradient in gradients.items() if name not in alone}
+    return whole | ({"scalings": torch.cat([alone[name] for name in sorted(alone)])} if alone else {})
 
 
 SEEN = Seen()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits
-from tests.parity.seen import SEEN
+from tests.parity.seen import SEEN, as_vectors
 from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
@@ -93,6 +93,7 @@ def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], bare: Sequence
 
 def assert_gradients_close(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
+    got, wanted = as_vectors(got), as_vectors(wanted)
     for name, gradient in got.items():
         assert float(wanted[name].abs().max()) > 1e-4, name
         gap = SEEN.note([gradient], [wanted[name]])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tritune as tt
 from tests.oracles import packed_logits, rows_of
-from tests.parity.seen import SEEN, family_of
+from tests.parity.seen import SEEN, family_of, is_tiny
 from tritune.adaptation import Adaptation, Origin
 from tritune.errors import Mismatch
 from tritune.methods import method_of
@@ -48,7 +48,7 @@ def task() -> Classification:
 
 def adapted(base: Base, config: MethodConfig) -> Adaptation:
     """Every tensor away from its start."""
-    size = 0.1 if base.located is None else 0.02  # a real base has less room
+    size = 0.1 if is_tiny(base) else 0.02  # a real base has less room
     SEEN.method = method_of(config).kind
     delta = method_of(config).init(config, base, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(4)
