@@ -1,6 +1,8 @@
 # make demo    install into .venv, fetch base and reviews, compare all strategies with plain prompting
 # make test    the same set-up, then the test suite, but for what `make parity` runs
 # make parity  our methods and formats against the reference implementations; writes docs/parity.md; the last line is JSON
+#              (the first time it makes adapter-hub's environment, which benchmarks share; TRITUNE_ADAPTERS_PYTHON names another)
+# make guards  each defect that a test in tests/guards guards against, built into a copy of the code: that test must fail there
 # make check   formatting, lint, types
 # make bench   speed and memory against other libraries (20 minutes; the first time it makes their environments as well)
 # make bench-sweep    look for the peers' best settings on this machine (before a bench that is to be quoted)
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test parity check format bench bench-sweep bench-prediction bench-environments clean
+.PHONY: demo test parity guards check format bench bench-sweep bench-prediction bench-environments clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
@@ -26,8 +28,16 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/parity --ignore=tests/unit/exchange
 
-parity: $(READY)
+ifndef TRITUNE_ADAPTERS_PYTHON
+ADAPTERS := benchmarks/.venv-adapters/.ready
+parity: export TRITUNE_ADAPTERS_PYTHON = $(CURDIR)/benchmarks/.venv-adapters/bin/python
+endif
+
+parity: $(READY) $(ADAPTERS)
 	@$(BIN)/python -m tests.parity.run
+
+guards: $(READY)
+	@$(BIN)/python -m tests.guards.broken
 
 check: $(READY)
 	$(BIN)/ruff format --check .

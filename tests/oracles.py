@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 from tritune.models.base import Batch, Span
 from tritune.models.fast import StandIn
-from tritune.models.load import Base
+from tritune.models.load import Base, load_base
+from tritune.models.locate import PACKAGED_BASES
 from tritune.models.tiny import tiny_base
 
 
 @cache
 def base_of(name: str) -> Base:
-    """One tiny base per name and process. Tests never change a base."""
-    return tiny_base(name)
+    """One base per name and process, tiny or packaged. Tests never change a base."""
+    return load_base(name, dtype="float32", device="cpu") if name in PACKAGED_BASES else tiny_base(name)
 
 
 @cache

@@ -1,14 +1,15 @@
 """What both sides of the comparison with adapter-hub share: tiny models, cases, weights and rows. Plain data and numpy.
 
 Read by `record_adapter_hub.py` in an environment with the `adapters` package and by `test_adapter_hub.py` in ours; knows
-neither. Weights are drawn by name from numpy's RandomState, whose numbers are the same in every version.
+neither. Weights are drawn by name from numpy's RandomState, whose numbers are the same in every version. A new case is one
+line in CASES.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,25 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "the stream twice": ("seq_bn", {"residual_before_ln": False}),
     "no stream": ("seq_bn", {"original_ln_after": False}),
     "added after the sum": ("seq_bn", {"residual_before_ln": "post_add"}),
+    "lora": ("lora", {"r": 3, "alpha": 5, "attn_matrices": ["q", "k", "v"]}),
+    "lora everywhere": ("lora", {"r": 2, "alpha": 3, "intermediate_lora": True, "output_lora": True}),
 }
+LORAS = ("lora", "lora everywhere")
+
+#: the packaged base, read from a folder: compared live, since a recording of its gradients would be as large as it is
+REAL = "smollm2-135m"
 
 _EVERYWHERE = ("seq_bn", "double_seq_bn", "par_bn", "scaled_par_bn", "per layer", "own norm of the sum")
 _NATIVE_ONLY = ("the stream as residual", "no stream")
 #: which cases each model sees: all of them one pre-norm and one post-norm family, where they mean something
 SEEN: Mapping[str, tuple[str, ...]] = {
     "llama": tuple(name for name in CASES if name != "added after the sum"),
-    "mistral": _EVERYWHERE,
-    "gpt2": (*_EVERYWHERE, *_NATIVE_ONLY),
-    "qwen2": _EVERYWHERE,
+    "mistral": (*_EVERYWHERE, *LORAS),
+    "gpt2": (*_EVERYWHERE, *_NATIVE_ONLY, *LORAS),
+    "qwen2": (*_EVERYWHERE, *LORAS),
     "gpt-neox": ("seq_bn", "double_seq_bn", "par_bn"),
     "opt-post-norm": tuple(name for name in CASES if name not in _NATIVE_ONLY),
+    REAL: ("seq_bn", "double_seq_bn", "par_bn", "scaled_par_bn", *LORAS),
 }
 
 _PARTS = {
@@ -88,15 +96,38 @@ _PARTS = {
 }
 
 
-def our_name(theirs: str) -> str | None:
-    """The name that one of adapter-hub's parameters has here; None: it is the base's."""
+#: where LoRA acts -> our roles; several: one matrix for all of them
+_ROLES = {
+    "q_proj": ("attn.q",),
+    "k_proj": ("attn.k",),
+    "v_proj": ("attn.v",),
+    "c_attn": ("attn.q", "attn.k", "attn.v"),
+    "up_proj": ("mlp.up",),
+    "c_fc": ("mlp.up",),
+    "fc1": ("mlp.up",),
+    "down_proj": ("mlp.down",),
+    "c_proj": ("mlp.down",),
+    "fc2": ("mlp.down",),
+}
+
+
+def our_names(theirs: str, lora: Sequence[str]) -> tuple[str, ...]:
+    """The names that the parts of one of adapter-hub's parameters have here, from above; none: it is the base's.
+
+    Args:
+        lora: roles of attention that take part, where the case is one of LoRA.
+    """
+    if found := re.search(r"\.(\d+)\.(?:\w+\.)?(\w+)\.loras\.a\.lora_([AB])$", theirs):
+        layer, module, part = found.groups()
+        roles = [role for role in _ROLES[module] if role[-1] in lora or role.startswith("mlp")]
+        return tuple(f"layers.{layer}.{role}.{part}" for role in roles)
     found = re.search(r"\.(\d+)\.(attention|output)_adapters\.adapters\.a\.(.+)$", theirs)
     if found is None:
-        return None
+        return ()
     layer, block, part = found.groups()
     for their_part, ours in _PARTS.items():
         part = re.sub(rf"^{re.escape(their_part)}\.", f"{ours}.", part)
-    return f"layers.{layer}.block.{'attn' if block == 'attention' else 'mlp'}.{part}"
+    return (f"layers.{layer}.block.{'attn' if block == 'attention' else 'mlp'}.{part}",)
 
 
 def base_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -106,14 +137,16 @@ def base_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return _drawn(name, shape) * spread + (1.0 if len(shape) == 1 and name.endswith("weight") else 0.0)
 
 
-def adapter_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def adapter_value(name: str, shape: tuple[int, ...], model: str) -> torch.Tensor:
     """A weight of an adapter, by our name, as after some training."""
-    return _drawn(name, shape) * 0.2 + (1.0 if re.search(r"ln_\w+\.weight|scaling", name) else 0.0)
+    spread = 0.01 if model == REAL else 0.2
+    return _drawn(name, shape) * spread + (1.0 if re.search(r"ln_\w+\.weight|scaling", name) else 0.0)
 
 
-def rows() -> list[list[int]]:
+def rows(model: str) -> list[list[int]]:
     draw = np.random.RandomState(0)
-    return [draw.randint(3, 40, n).tolist() for n in (7, 4)]
+    first = 1000 if model == REAL else 3  # where ordinary tokens begin
+    return [draw.randint(first, first + 37, n).tolist() for n in (7, 4)]
 
 
 def weights(row: int, shape: tuple[int, ...]) -> torch.Tensor:

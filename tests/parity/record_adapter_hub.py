@@ -1,7 +1,9 @@
-"""Records what adapter-hub's own package computes, for `test_adapter_hub.py`. Run in an environment of its own:
+"""What adapter-hub's own package computes, for `test_adapter_hub.py`. Runs in an environment of its own:
 
-    python -m venv /tmp/hub && /tmp/hub/bin/pip install adapters==1.3.0 torch
-    /tmp/hub/bin/python tests/parity/record_adapter_hub.py
+    make benchmarks/.venv-adapters/.ready
+    benchmarks/.venv-adapters/bin/python tests/parity/record_adapter_hub.py             writes the recording anew
+    benchmarks/.venv-adapters/bin/python tests/parity/record_adapter_hub.py OUT FOLDER  live, with the base in FOLDER as well,
+                                                                whose config is as `exchange/adapter_hub/older.py` makes it
 
 The package pins a transformers that cannot stand beside ours. Llama, Mistral and GPT-2 run through its own model classes,
 the others through its plug-in interface. There, its hooks would all use the last layer's norm (a closure in a loop); they
@@ -10,12 +12,13 @@ are set up layer by layer here, so that every layer has its own.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import adapters
 import torch
-from adapter_hub import CASES, MODELS, SEEN, adapter_value, base_value, our_name, rows, weights
+from adapter_hub import CASES, MODELS, REAL, SEEN, adapter_value, base_value, our_names, rows, weights
 from adapters.methods import METHOD_INIT_MAPPING  # which function sets up the hooks of a kind of adapter
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -75,40 +78,63 @@ HOOKS = METHOD_INIT_MAPPING["bottleneck"]
 METHOD_INIT_MAPPING["bottleneck"] = layer_by_layer
 
 
-def adapted(model_name: str, case: str) -> Any:
+def base(model_name: str, folder: str | None) -> Any:
+    if model_name == REAL:
+        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager")
     kind, options = MODELS[model_name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(base_value(name, tuple(parameter.shape)))
-    plug = PLUGS.get(model_name)
-    interface = plug and adapters.AdapterModelInterface(adapter_methods=["bottleneck"], layer_cross_attn=None, **plug)
-    adapters.init(model, interface=interface)
+    return model
+
+
+def adapted(model_name: str, case: str, folder: str | None) -> Any:
+    model = base(model_name, folder)
     preset, changes = CASES[case]
+    plug = PLUGS.get(model_name)
+    methods = ["lora" if preset == "lora" else "bottleneck"]
+    interface = plug and adapters.AdapterModelInterface(adapter_methods=methods, layer_cross_attn=None, **plug)
+    adapters.init(model, interface=interface)
     model.add_adapter("a", config=adapters.AdapterConfig.load(preset, **changes))
     model.set_active_adapters("a")
     model.train_adapter("a")
     return model.eval()
 
 
-def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
-    model = adapted(model_name, case)
-    trained = {our_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    assert None not in trained, "only adapters train"
+def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Tensor]:
+    model = adapted(model_name, case, folder)
+    letters = CASES[case][1].get("attn_matrices", ["q", "v"])
+    trained = {our_names(name, letters): p for name, p in model.named_parameters() if p.requires_grad}
+    assert () not in trained, "only adapters train"
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(adapter_value(str(name), tuple(parameter.shape)))
-    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows()]
+        for names, parameter in trained.items():
+            parts = [adapter_value(name, tuple(p.shape), model_name) for name, p in split(names, parameter).items()]
+            parameter.copy_(torch.cat(parts) if parameter.ndim else parts[0])
+    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows(model_name)]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
-    gradients = [trained[name].grad.flatten() for name in sorted(trained)]
+    gradients: dict[str, torch.Tensor] = {}
+    for names, parameter in trained.items():
+        gradients |= split(names, parameter.grad)
     return {
         f"{model_name}/{case}/logits": torch.cat(logits).detach(),
-        f"{model_name}/{case}/gradients": torch.cat(gradients),  # by our names, in their order
+        # by our names, in their order
+        f"{model_name}/{case}/gradients": torch.cat([gradients[name].flatten() for name in sorted(gradients)]),
     }
 
 
-if __name__ == "__main__":
-    recorded = {name: t for model, cases in SEEN.items() for case in cases for name, t in record(model, case).items()}
+def split(names: tuple[str, ...], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The parts of a tensor, one above the other, by our names."""
+    return dict(zip(names, tensor.chunk(len(names)) if tensor.ndim else [tensor], strict=True))
+
+
+def main(out: Path, folder: str | None) -> None:
+    cells = [(model, case) for model, cases in SEEN.items() for case in cases if folder or model != REAL]
+    recorded = {name: t for model, case in cells for name, t in record(model, case, folder).items()}
     made_with = {"adapters": adapters.__version__, "torch": torch.__version__}
-    save_file(recorded, OUT, made_with)
-    print(f"{OUT}: {len(recorded)} tensors, {OUT.stat().st_size} bytes, {made_with}")
+    save_file(recorded, out, made_with)
+    print(f"{out}: {len(recorded)} tensors, {out.stat().st_size} bytes, {made_with}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else main(OUT, None)

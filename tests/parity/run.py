@@ -1,29 +1,50 @@
 """`make parity`: the comparisons with the reference implementations and the round trips of every format, in one process.
 
-Writes docs/parity.md from what was seen, unless a test failed. The last line of standard output is one JSON object.
+Writes docs/parity.md from what was seen, unless a test failed, only some were asked for, or adapter-hub's package was not
+there to answer. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.parity.seen import SEEN
+from tests.parity.seen import SEEN, Gaps, Variant
 
 ROOT = Path(__file__).parents[2]
 SUITE = ("tests/parity", "tests/unit/exchange")
 PAGE = ROOT / "docs" / "parity.md"
-HEAD = """# Largest differences seen in exchange
+#: names a Python with adapter-hub's package; `make parity` makes one
+PACKAGE = "TRITUNE_ADAPTERS_PYTHON"
+HEAD = """# Largest differences seen
 
-Written by `make parity`. For every method, format and family: the largest difference of a logit between the live adaptation
-and what the format's files answer, as a share of the largest logit, in float32 on tiny random models. PEFT's column is
-answered by PEFT, merged folders and GGUF models by transformers, adapter-hub by recordings of its package (recorded cases) or
-our own reader (round trips), GGUF adapters by our own reader.
+Written by `make parity`. Everything is in float32, on tiny random models of each family and on SmolLM2-135M itself
+(`smollm2-135m`).
 
-| method | format | family | largest relative difference |
+## Beside the reference implementations
+
+The same weights on both sides, logits of a few rows and the gradients of a weighted sum of them: the largest difference over
+all bases, as a share of the largest logit, or of the largest gradient of a tensor. 1e-4 is allowed. PEFT runs in the same
+process, adapter-hub's package (`adapters`) live in its own environment; "formula" is adapter-hub's formula written into the
+decoder layers by hand. OPT norms after the sum (as OPT-350m does); adapter-hub's package reaches it through its plug-in
+interface.
+
+| method | variant | reference | tiny bases | logits | gradients | SmolLM2-135M: logits | gradients |
+|---|---|---|---|---|---|---|---|
+"""
+EXCHANGE = """
+## In exchange
+
+For every method, format and base: the largest difference of a logit between the live adaptation and what the format's files
+answer, as a share of the largest logit. Files of PEFT's form are answered by PEFT, those of adapter-hub's by its package live
+and as it was recorded, merged folders and GGUF models by transformers, GGUF adapters by {gguf}.
+
+| method | format | base | largest relative difference |
 |---|---|---|---|
 """
 
@@ -41,12 +62,35 @@ class Count:
             self.failed.add(report.nodeid)
 
 
+def page() -> str:
+    """The whole of docs/parity.md."""
+    cells = (f"| {m} | {f} | {base} | {gap:.1e} |" for (m, f, base), gap in sorted(SEEN.cells.items()))
+    by = "llama.cpp and our own reader" if os.environ.get("TRITUNE_LLAMA_PYTHON") else "our own reader"
+    return HEAD + "\n".join(variants()) + "\n" + EXCHANGE.format(gguf=by) + "\n".join(cells) + "\n"
+
+
+def variants() -> Iterator[str]:
+    for variant in sorted({variant for variant, _ in SEEN.variants}):
+        tiny = SEEN.variants.get((variant, True))
+        families = "-" if tiny is None else ", ".join(sorted(tiny.bases))
+        yield f"| {named(variant)} | {families} | {told(tiny)} | {told(SEEN.variants.get((variant, False)))} |"
+
+
+def named(variant: Variant) -> str:
+    return f"{variant.method} | {variant.name} | {variant.reference}"
+
+
+def told(gaps: Gaps | None) -> str:
+    return "- | -" if gaps is None else f"{gaps.logits:.1e} | {gaps.gradients:.1e}"
+
+
 def main(arguments: list[str]) -> int:
     count = Count()
     code = pytest.main(["-p", "no:xdist", *(arguments or SUITE)], plugins=[count])
-    if code == pytest.ExitCode.OK and not arguments:
-        rows = (f"| {m} | {f} | {family} | {gap:.1e} |" for (m, f, family), gap in sorted(SEEN.cells.items()))
-        PAGE.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
+    if code == pytest.ExitCode.OK and not arguments and os.environ.get(PACKAGE):
+        PAGE.write_text(page(), encoding="utf-8")
+    elif not os.environ.get(PACKAGE):
+        print(f"{PACKAGE} names no Python with adapter-hub's package: recordings answered for it", file=sys.stderr)
     found = {"cases": count.cases, "failed": len(count.failed), "max_relative_difference": SEEN.largest}
     print(json.dumps(found), flush=True)
     return int(code)

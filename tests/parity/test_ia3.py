@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests import oracles
 from tests.oracles import base_of
-from tests.parity.test_peft import assert_close, assert_gradients_close, bare, moved, ours, run_peft
+from tests.parity.seen import SEEN
+from tests.parity.test_peft import REAL, assert_close, assert_gradients_close, bare, moved, ours, run_peft
 from tritune.errors import Mismatch
 from tritune.methods import method_of
 from tritune.methods.base import Delta
@@ -61,11 +62,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["llama-tied", "gemma2", "opt", "opt-post-norm", "gpt2", "gpt-neox", "phi3"])
+TINY = ("llama-tied", "gemma2", "opt", "opt-post-norm", "gpt2", "gpt-neox", "phi3")
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *((name, case) for name in TINY for case in CASES),
+        *((REAL, case) for case in ("the paper's", "all of attention")),
+    ],
+)
 def test_ia3_is_pefts_ia3(name: str, case: str) -> None:
     """Where q, k and v are one matrix PEFT has one scale for all of it: ours are its parts, and the rest stays at one."""
     base, config = base_of(name), CASES[case]
+    SEEN.comparing("ia3", case, base)
     if name == "phi3" and case == "no input side":
         config = IA3(output_roles=(Role.ATTN_O, Role.MLP_GATE, Role.MLP_UP), input_roles=())
     delta = moved(config, base)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests import oracles
 from tests.oracles import base_of
-from tests.parity.test_peft import assert_close, assert_gradients_close, bare, ours, run_peft
+from tests.parity.seen import SEEN
+from tests.parity.test_peft import REAL, assert_close, assert_gradients_close, bare, move, ours, run_peft
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
 from tritune.methods.lora import METHOD, LoRA
@@ -42,14 +43,25 @@ def peft_lora(base: Base, delta: Delta, **options: Any) -> tuple[Any, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "start"),
+    ("name", "start", "stabilised"),
     # PEFT 0.21 decomposes GPT-2's matrices as they are stored, transposed, so there its OLoRA does not start at the base
-    [("gpt2", "pissa"), *((name, start) for name in ("llama-tied", "opt-post-norm") for start in ("pissa", "olora"))],
+    [
+        *(("gpt2", "pissa", stabilised) for stabilised in (False, True)),
+        *(
+            (name, start, stabilised)
+            for name in ("llama-tied", "gemma2", "opt-post-norm")
+            for start in ("pissa", "olora")
+            for stabilised in (False, True)
+        ),
+        *((REAL, start, False) for start in ("pissa", "olora")),
+    ],
 )
-@pytest.mark.parametrize("stabilised", [False, True])
 def test_a_start_from_the_weights_is_pefts(name: str, stabilised: bool, start: Any) -> None:
     base = base_of(name)
-    config = LoRA(rank=3, alpha=2.0, roles=ROLES, start=start, rank_stabilised=stabilised)
+    # of the real base only the smallest matrices: a decomposition of each of its layers takes its time
+    roles = (Role.ATTN_K,) if name == REAL else ROLES
+    config = LoRA(rank=3, alpha=2.0, roles=roles, start=start, rank_stabilised=stabilised)
+    SEEN.comparing("lora", f"{start}{', rank-stabilised' if stabilised else ''}", base)
     delta = METHOD.init(config, base, torch.Generator()).eval()
     options = {"r": 3, "lora_alpha": 2.0, "use_rslora": stabilised, "init_lora_weights": start}
     model, theirs = peft_lora(base, delta, **options)
@@ -57,10 +69,9 @@ def test_a_start_from_the_weights_is_pefts(name: str, stabilised: bool, start: A
     for site in delta.sites():  # a singular vector may have either sign; the product says what was taken out
         a, b = (t[f"{site.key}.B"] @ t[f"{site.key}.A"] for t in (mine, theirs))
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    generator = torch.Generator().manual_seed(1)
+    move(delta, 0.1 if name != REAL else 0.02)
     with torch.no_grad():
         for tensor_name, parameter in mine.items():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
             theirs[tensor_name].copy_(parameter)
     wanted = run_peft(model)
     got, gradients = ours(base, delta)
@@ -86,11 +97,12 @@ def test_exported_it_is_plain_lora_of_twice_the_rank(start: Any) -> None:
     assert_close(got, wanted, bare("llama-tied"))
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize("name", [REAL, "llama-tied", "gemma2", "qwen3", "gpt2", "opt-post-norm"])
 def test_ranks_and_alphas_by_role_are_pefts_patterns(name: str) -> None:
     base = base_of(name)
     config = LoRA(rank=2, alpha=3.0, roles=ROLES, ranks={Role.MLP_UP: 5}, alphas={Role.MLP_UP: 1.0, Role.ATTN_O: 8.0})
-    delta = METHOD.init(config, base, torch.Generator().manual_seed(0)).eval()
+    SEEN.comparing("lora", "ranks and weights by role", base)
+    delta = move(METHOD.init(config, base, torch.Generator().manual_seed(0)), 0.2 if name != REAL else 0.02)
     linear = FAMILIES[base.config.model_type](base.config).linear
     patterns = {
         "rank_pattern": {linear[Role.MLP_UP]: 5},
@@ -99,7 +111,6 @@ def test_ranks_and_alphas_by_role_are_pefts_patterns(name: str) -> None:
     model, theirs = peft_lora(base, delta, r=2, lora_alpha=3.0, **patterns)
     with torch.no_grad():
         for tensor_name, parameter in delta.trainable().items():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
             theirs[tensor_name].copy_(parameter)
     wanted = run_peft(model)
     got, gradients = ours(base, delta)

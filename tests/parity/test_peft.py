@@ -7,6 +7,7 @@ decoder layers by hand, since that package needs a transformers of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -18,13 +19,14 @@ from transformers import PreTrainedModel
 
 from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits
-from tests.parity.seen import SEEN
+from tests.parity.seen import SEEN, as_vectors
 from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
-from tritune.methods.ptuning import PTuning
+from tritune.methods.prompt_encoders import PromptEncoder
+from tritune.methods.ptuning import PTuning, PTuningDelta
 from tritune.models.base import Role
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
@@ -32,7 +34,10 @@ from tritune.models.tiny import CONFIGS
 from tritune.spec import MethodConfig
 
 ROWS = rows_of((7, 12, 3))
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+#: largest difference in float32, as a share of the largest logit, or of the largest gradient of a tensor
+BOUND = 1e-4
+#: the packaged base itself; every variant is compared on it and on tiny ones of at least four more families
+REAL = "smollm2-135m"
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
 
@@ -40,23 +45,29 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' ow
 def moved(config: MethodConfig, base: Base) -> Delta:
     """A delta as after some training: nothing at zero."""
     delta = method_of(config).init(config, base, torch.Generator().manual_seed(0))
+    return move(delta, 0.2 if base.located is None else 0.02)
+
+
+def move(delta: Delta, size: float) -> Delta:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in delta.trainable().values():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter += size * torch.randn(parameter.shape, generator=generator)
     return delta.eval()
 
 
-def weights() -> list[Tensor]:
+def weighted_sum(logits: Sequence[Tensor]) -> Tensor:
+    """What both sides take the gradients of."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randn(len(row), 300, generator=generator) for row in ROWS]
+    parts = [(t * torch.randn(t.shape, generator=generator)).sum() for t in logits]
+    return torch.stack(parts).sum()
 
 
 def ours(base: Base, delta: Delta) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Logits of every row, and the gradient of their weighted sum for every trained tensor."""
     with base.bind(delta):
         logits = packed_logits(base, ROWS)
-        sum((t * w).sum() for t, w in zip(logits, weights(), strict=True)).backward()  # type: ignore[union-attr]
+        weighted_sum(logits).backward()
     gradients = {}
     for name, parameter in delta.trainable().items():
         assert parameter.grad is not None, name
@@ -67,28 +78,30 @@ def ours(base: Base, delta: Delta) -> tuple[list[Tensor], dict[str, Tensor]]:
 def theirs(forward: Callable[[Sequence[int]], Tensor]) -> list[Tensor]:
     """The same by another model, each row alone; gradients are left on its parameters."""
     logits = [forward(row) for row in ROWS]
-    sum((t * w).sum() for t, w in zip(logits, weights(), strict=True)).backward()  # type: ignore[union-attr]
+    weighted_sum(logits).backward()
     return [t.detach() for t in logits]
 
 
 def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], bare: Sequence[Tensor]) -> None:
-    SEEN.note(got, wanted)
+    gap = SEEN.note(got, wanted)
+    SEEN.note_variant(logits=gap)
+    assert gap < BOUND
     for a, b, c in zip(got, wanted, bare, strict=True):
-        torch.testing.assert_close(a, b, **CLOSE)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=max(2e-5, 1e-5 * float(b.abs().max())))
         assert not torch.allclose(a, c, atol=1e-2), "what was added makes no difference"
 
 
 def assert_gradients_close(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
+    got, wanted = as_vectors(got), as_vectors(wanted)
     for name, gradient in got.items():
-        SEEN.note([gradient], [wanted[name]])
-        size = float(wanted[name].abs().max())
-        assert size > 1e-4, name
-        torch.testing.assert_close(
-            gradient, wanted[name], rtol=1e-3, atol=1e-4 * size, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert float(wanted[name].abs().max()) > 1e-4, name
+        gap = SEEN.note([gradient], [wanted[name]])
+        SEEN.note_variant(gradients=gap)
+        assert gap < BOUND, name
 
 
+@cache
 @torch.no_grad()
 def bare(name: str) -> list[Tensor]:
     return [stock_logits(oracles.stock_of(name), row) for row in ROWS]
@@ -122,10 +135,16 @@ def run_peft(model: Any) -> list[Tensor]:
     return theirs(lambda row: model(input_ids=torch.tensor([list(row)])).logits[0])
 
 
-@pytest.mark.parametrize("case", LORAS)
-@pytest.mark.parametrize("name", ["llama-tied", "qwen3", "gemma2", "opt"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *((name, case) for name in ("llama-tied", "qwen3", "gemma2", "mistral", "opt-post-norm") for case in LORAS),
+        *((REAL, case) for case in LORAS if case != "dropout, not training"),
+    ],
+)
 def test_lora_is_pefts_lora(name: str, case: str) -> None:
     base, config = base_of(name), LORAS[case]
+    SEEN.comparing("lora", case, base)
     delta = moved(config, base)
     linear = FAMILIES[base.config.model_type](base.config).linear
     paths = {
@@ -164,6 +183,7 @@ def test_lora_on_a_fused_matrix_is_pefts_with_block_diagonal_b(
     """PEFT has one term for the whole matrix: ours stacked in A, and side by side in B, are the same function."""
     base = base_of(name)
     config = LoRA(rank=3, alpha=5.0, rank_stabilised=stabilised, roles=roles)
+    SEEN.comparing("lora", "on a fused matrix", base)
     delta = moved(config, base)
     model = peft_lora(oracles.stock(base), config, [fused], times=len(roles))
     modules = {n: m for n, m in model.named_modules() if n.endswith(f".{fused}")}
@@ -194,6 +214,7 @@ def test_lora_on_a_fused_matrix_is_pefts_with_block_diagonal_b(
 def test_lora_on_gpt2s_transposed_matrices(roles: tuple[Role, ...]) -> None:
     base = base_of("gpt2")
     config = LoRA(rank=3, alpha=5.0, roles=roles)
+    SEEN.comparing("lora", "on a transposed matrix", base)
     delta = moved(config, base)
     linear = FAMILIES["gpt2"](base.config).linear
     stock = oracles.stock(base)
@@ -259,8 +280,8 @@ def peft_prompt(base: Base, config: PTuning) -> Any:
         "num_virtual_tokens": config.tokens,
         "token_dim": base.d_embedding,
         "num_transformer_submodules": 1,
-        "num_attention_heads": 4,
-        "num_layers": 3,
+        "num_attention_heads": base.config.num_attention_heads,
+        "num_layers": base.config.num_hidden_layers,
     }
     if config.encoder == "none":
         given = peft.PromptTuningConfig(**shape)
@@ -272,13 +293,22 @@ def peft_prompt(base: Base, config: PTuning) -> Any:
     return model.eval()
 
 
+@torch.no_grad()
+def near_a_token(base: Base, encoder: PromptEncoder) -> None:
+    """As trained prompts are. Behind random vectors SmolLM2 loses digits: PEFT in float32 is 1e-4 off PEFT in float64."""
+    encoder.last.bias += base.embedding.weight[500]
+
+
 @pytest.mark.parametrize("encoder", ["mlp", "lstm", "none"])
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "opt", "gpt-neox", "gemma3"])
+@pytest.mark.parametrize("name", [REAL, "llama-tied", "gpt2", "opt-post-norm", "gpt-neox", "gemma3"])
 def test_p_tuning_is_pefts_p_tuning(name: str, encoder: str) -> None:
     base = base_of(name)
     hidden = None if encoder == "none" else HIDDEN
     config = PTuning(tokens=4, encoder=encoder, hidden=hidden, start="random")  # type: ignore[arg-type]
+    SEEN.comparing("ptuning", {"none": "no encoder (prompt tuning)"}.get(encoder, f"{encoder} encoder"), base)
     delta = moved(config, base)
+    if name == REAL and isinstance(delta, PTuningDelta) and delta.encoder is not None:
+        near_a_token(base, delta.encoder)
     model = peft_prompt(base, config)
     prompt = model.prompt_encoder["default"]
     pairs = {"table": prompt.embedding.weight}
@@ -323,11 +353,13 @@ def peft_order(layers_n2PKd: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("hidden", [None, HIDDEN], ids=["direct", "network"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [REAL, *CONFIGS])
 def test_prefix_tuning_is_pefts_prefix_tuning(name: str, hidden: int | None) -> None:
-    """All families: grouped heads, sliding windows shorter than the rows, learned and rotary positions."""
+    """Every family: grouped heads, sliding windows shorter than the rows, learned and rotary positions."""
     base = base_of(name)
-    config = Prefix(tokens=4, hidden=hidden, start="random")
+    # a real base loses digits behind random keys and values (`near_a_token`): there they begin at those of tokens
+    config = Prefix(tokens=4, hidden=hidden, start="vocabulary" if name == REAL and hidden is None else "random")
+    SEEN.comparing("prefix", "keys and values" if hidden is None else "a network", base)
     delta = moved(config, base)
     model = peft_prefix(base, config)
     encoder = model.prompt_encoder["default"]
@@ -389,6 +421,7 @@ def with_adapters(model: PreTrainedModel, layers: nn.ModuleList, name: str, plac
 @pytest.mark.parametrize("name", ["llama-tied", "mistral", "gpt2"])
 def test_bottleneck_is_adapter_hubs_formula(name: str, case: str) -> None:
     base, config = base_of(name), BOTTLENECKS[case]
+    SEEN.comparing("bottleneck", case, base, "formula")
     delta = moved(config, base)
     leaves = {n: t.clone().requires_grad_(True) for n, t in delta.export().items()}
 

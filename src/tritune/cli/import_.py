@@ -34,7 +34,8 @@ Base = Annotated[
     str,
     typer.Option(
         "--base",
-        help="The base it was trained on: a packaged name, a folder, a GGUF file or a Hub id.",
+        help="The base model that FOLDER was trained on, which is not in there: "
+        "a packaged name, another folder, a GGUF file or a Hub id.",
         rich_help_panel=options.BASE,
         show_default=False,
     ),
@@ -43,7 +44,7 @@ SameBase = Annotated[
     bool,
     typer.Option(
         "--same-base",
-        help="The base is the right one, though the folder calls it otherwise.",
+        help="Take --base for the right one, though FOLDER knows its base by another name.",
         rich_help_panel=options.BASE,
     ),
 ]

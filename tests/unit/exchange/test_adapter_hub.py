@@ -1,6 +1,6 @@
 """adapter-hub's folders: recorded from the package itself (tests/fixtures/record_adapter_hub.py), read and written.
 
-With TRITUNE_ADAPTERS_PYTHON naming a Python that has the package, it also answers in a process of its own.
+With TRITUNE_ADAPTERS_PYTHON naming a Python that has the package, as in `make parity`, it also answers, in its own process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.oracles import base_of, packed_logits
-from tests.parity.seen import SEEN
+from tests.parity.seen import SEEN, family_of
 from tests.unit.exchange.conftest import (
+    REAL,
+    ROWS,
     adapted,
     assert_equal_answers,
     assert_same_tensors,
@@ -31,6 +35,8 @@ from tests.unit.exchange.conftest import (
 from tritune.errors import Mismatch
 from tritune.exchange import format_named, recognise
 from tritune.exchange.adapter_hub import CONFIG, PICKLE, TENSORS
+from tritune.exchange.adapter_hub.older import older
+from tritune.exchange.format import SCRIPTS
 from tritune.exchange.inward import import_folder
 from tritune.exchange.outward import export
 from tritune.exchange.weights import read_weights
@@ -62,7 +68,7 @@ def test_we_answer_as_the_package_did(case: str) -> None:
     with torch.no_grad(), base.bind(mine.delta):
         (logits,) = packed_logits(base, [answer["row"]])
     wanted, got = torch.tensor(answer["logits"]), logits[answer["at"]]
-    SEEN.note([got], [wanted], base.config.model_type)
+    SEEN.note([got], [wanted], family_of(base))
     assert float((got - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
     with torch.no_grad():
         (bare,) = packed_logits(base, [answer["row"]])
@@ -132,6 +138,9 @@ OURS: Mapping[str, tuple[str, MethodConfig]] = {
     ),
     "pissa": ("llama-tied", LoRA(rank=2, roles=(Role.ATTN_K, Role.MLP_DOWN), start="pissa")),
     "lora on gpt2": ("gpt2", LoRA(rank=2, roles=(Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.MLP_DOWN))),
+    "seq on the real base": (REAL, Bottleneck(preset="seq_bn")),
+    "par on the real base": (REAL, Bottleneck(preset="scaled_par_bn", reduction_factor=16.0)),
+    "lora on the real base": (REAL, LoRA(rank=4, roles=(Role.ATTN_Q, Role.ATTN_V, Role.MLP_DOWN))),
 }
 
 
@@ -155,15 +164,67 @@ def test_ours_comes_back_with_every_byte(case: str, tmp_path: Path) -> None:
     assert_same_tensors(load_file(second / TENSORS), load_file(first / TENSORS))
 
 
-@pytest.mark.skipif(PYTHON is None, reason="TRITUNE_ADAPTERS_PYTHON names no Python that has the package")
+with_package = pytest.mark.skipif(PYTHON is None, reason="TRITUNE_ADAPTERS_PYTHON names no Python that has the package")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Tensor]]:
+    """The package's answers to `ROWS` from every folder that we write, in one process."""
+    root = tmp_path_factory.mktemp("package")
+
+    @cache
+    def place(name: str) -> Path:
+        base, own, older = base_of(name), root / name, root / f"{name} of older form"
+        if base.located is not None:
+            own = base.located.folder
+        else:
+            base.save_pretrained(own, base.parameters())
+        older.mkdir()
+        return HUB.for_reference(root, base, own, older)[1]
+
+    jobs = []
+    for i, (name, config) in enumerate(OURS.values()):
+        folder = root / f"case {i}"
+        folder.mkdir()
+        HUB.write(adapted(base_of(name), config), folder)
+        job = {"folder": folder, "base": place(name), "out": folder / "logits.safetensors"}
+        jobs.append({key: str(path) for key, path in job.items()} | {"rows": ROWS, "dtype": "float32", "device": "cpu"})
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    command = [PYTHON, Path(__file__).with_name("answer_many.py"), SCRIPTS / HUB.script, root / "jobs.json"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    subprocess.run(list(map(str, command)), check=True, env=environment)
+    found = [load_file(str(job["out"])) for job in jobs]
+    return {case: [logits[str(i)] for i in range(len(ROWS))] for case, logits in zip(OURS, found, strict=True)}
+
+
+@with_package
 @pytest.mark.parametrize("case", OURS)
-def test_the_package_itself_answers_as_we_do(case: str, tmp_path: Path) -> None:
+def test_the_package_itself_answers_as_we_do(case: str, package: Mapping[str, list[Tensor]]) -> None:
     name, config = OURS[case]
     mine = adapted(base_of(name), config)
+    assert_equal_answers(package[case], ours(mine), mine.base)
+
+
+@with_package
+def test_there_and_back_with_the_package(tmp_path: Path) -> None:
+    mine = adapted(base_of("llama-tied"), Bottleneck(reduction_factor=8.0))
     done = export(mine, "adapters", tmp_path / "out", python=PYTHON)
     assert done.verdict.by.startswith("adapters ")
     assert done.verdict.difference < 1e-4 < 0.1 < done.verdict.effect
     assert import_folder(tmp_path / "out", mine.base, python=PYTHON).verdict is not None
+
+
+def test_older_versions_are_told_how_positions_rotate() -> None:
+    """transformers 4 passes "rope_parameters" over without a word, and rotates by its defaults."""
+    scaled = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+    assert older({"rope_parameters": scaled}) == {
+        "rope_parameters": scaled,
+        "rope_theta": 5e5,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+    }
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
+    assert older(plain) == {**plain, "rope_theta": 1e5}
+    assert older({"n_embd": 3}) == {"n_embd": 3}
 
 
 # --- what does not fit ---

@@ -16,6 +16,7 @@ from gguf import GGUFReader
 from tests.oracles import base_of, packed_logits
 from tests.parity.seen import SEEN
 from tests.unit.exchange.conftest import (
+    REAL,
     ROWS,
     adapted,
     assert_equal_answers,
@@ -32,6 +33,7 @@ from tritune.exchange.gguf.lora import FILE as ADAPTER
 from tritune.exchange.gguf.model import FILE as MODEL
 from tritune.exchange.outward import export
 from tritune.methods.full import Full
+from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
@@ -67,7 +69,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize("config", [LoRA(rank=3), Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("config", [LoRA(rank=3), IA3(), Full()], ids=["lora", "ia3", "full"])
 def test_transformers_reads_a_merged_model_as_we_mean_it(base: Base, config: MethodConfig, tmp_path: Path) -> None:
     mine = adapted(base, config)
     WHOLE.write(mine, tmp_path)
@@ -118,8 +120,9 @@ def test_an_adapter_comes_back_with_every_byte(name: str, tmp_path: Path) -> Non
     assert back.config == mine.config
 
 
-def test_scales_of_other_kinds_come_back_in_b(tmp_path: Path) -> None:
-    mine = adapted(base_of("llama-tied"), UNEVEN)
+@pytest.mark.parametrize("name", ["llama-tied", REAL])
+def test_scales_of_other_kinds_come_back_in_b(name: str, tmp_path: Path) -> None:
+    mine = adapted(base_of(name), UNEVEN if name != REAL else UNEVEN.model_copy(update={"start": "zero"}))
     ON_TOP.write(mine, tmp_path)
     back = ON_TOP.read(tmp_path, mine.base)
     SEEN.format = ON_TOP.name

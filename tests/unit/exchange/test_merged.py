@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.oracles import base_of, stock_logits
-from tests.unit.exchange.conftest import ROWS, adapted, assert_equal_answers, ours
+from tests.unit.exchange.conftest import REAL, ROWS, adapted, assert_equal_answers, ours
 from tritune.errors import Mismatch, NotMergeable
 from tritune.exchange import format_named, recognise
 from tritune.exchange.outward import export
@@ -26,26 +27,29 @@ from tritune.spec import MethodConfig
 MERGED = format_named("merged")
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoRA(rank=3),
-        LoRA(rank=2, rank_stabilised=True),
-        LoRA(rank=2, ranks={Role.ATTN_V: 4}, alphas={Role.ATTN_O: 5.0}, start="olora"),
-        IA3(),
-        Full(),
-        Full(parts=("norms", "embeddings"), layer_decay=0.5),
-        Full(top_layers=1),
-    ],
-    ids=["lora", "rs", "olora by role", "ia3", "full", "parts", "top layer"],
-)
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-neox", "phi3", "opt-post-norm", "gemma2"])
-def test_transformers_answers_as_we_do(name: str, config: MethodConfig, tmp_path: Path) -> None:
-    mine = adapted(base_of(name), config)
+CASES = {
+    "lora": LoRA(rank=3),
+    "rs": LoRA(rank=2, rank_stabilised=True),
+    "olora by role": LoRA(rank=2, ranks={Role.ATTN_V: 4}, alphas={Role.ATTN_O: 5.0}, start="olora"),
+    "ia3": IA3(),
+    "full": Full(),
+    "parts": Full(parts=("norms", "embeddings"), layer_decay=0.5),
+    "top layer": Full(top_layers=1),
+}
+FAMILIES = ("llama-tied", "gpt2", "gpt-neox", "phi3", "opt-post-norm", "gemma2")
+CELLS = [*((name, case) for name in FAMILIES for case in CASES), *((REAL, case) for case in ("lora", "ia3", "full"))]
+
+
+@pytest.mark.parametrize(("name", "case"), CELLS)
+def test_transformers_answers_as_we_do(name: str, case: str, tmp_path: Path) -> None:
+    mine = adapted(base_of(name), CASES[case])
     MERGED.write(mine, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         theirs = [stock_logits(model, row) for row in ROWS]
+    shutil.rmtree(tmp_path)  # a whole model each time
+    merged = mine.method.merge(mine.delta, mine.base)
+    assert all(torch.equal(model.get_parameter(weight), tensor) for weight, tensor in merged.items()), "every byte"
     assert_equal_answers(theirs, ours(mine), mine.base)
 
 

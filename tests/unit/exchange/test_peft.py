@@ -1,6 +1,6 @@
 """PEFT's folders: what we write PEFT reads, what PEFT writes we read, and both compute the same.
 
-The oracle is PEFT itself, in this process; `test_outward.py` has it in a process of its own.
+The oracle is PEFT itself, in this process; `test_exchange.py` has it in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from tests import oracles
 from tests.oracles import base_of
 from tests.unit.exchange.conftest import (
+    REAL,
     ROWS,
     adapted,
     assert_equal_answers,
@@ -104,8 +105,12 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("case", OURS)
-@pytest.mark.parametrize("name", FAMILIES)
+#: one of each kind on the real base: what else there is, is the same form with other numbers
+ON_REAL = ("lora", "rank-stabilised lora", "p-tuning", "prompt tuning", "prefix", "ia3")
+CELLS = [*((name, case) for name in FAMILIES for case in OURS), *((REAL, case) for case in ON_REAL)]
+
+
+@pytest.mark.parametrize(("name", "case"), CELLS)
 def test_peft_answers_as_we_do_and_we_read_back_every_byte(name: str, case: str, tmp_path: Path) -> None:
     base, config = base_of(name), OURS[case]
     mine = adapted(base, config)

@@ -18,6 +18,7 @@ from tritune.errors import Mismatch, Problem
 from tritune.exchange.adapter_hub.bottleneck import BottleneckCodec
 from tritune.exchange.adapter_hub.codec import FAMILIES, NAME, Codec
 from tritune.exchange.adapter_hub.lora import LoraCodec
+from tritune.exchange.adapter_hub.older import with_older_config
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.weights import read_weights
 from tritune.models.load import Base
@@ -58,6 +59,10 @@ class AdapterHub(Format):
         }
         write_json(folder / CONFIG, document)
         write_tensors(folder / TENSORS, tensors)
+
+    def for_reference(self, folder: Path, base: Base, base_folder: Path, scratch: Path) -> tuple[Path, Path]:
+        """The base with a config that the package's older transformers understands."""
+        return folder, with_older_config(base_folder, scratch)
 
     def recognises(self, folder: Path) -> bool:
         return (folder / CONFIG).is_file() and isinstance(_document(folder).get("config"), dict)
