@@ -75,8 +75,8 @@ MUTATIONS = (
     Mutation(
         "a LoRA is merged without its scale (unsloth#5410)",
         "methods/lora.py",
-        'term_ED = delta.config.scale_at(site) * (delta.part(site, "B") @ delta.part(site, "A")).detach()',
-        'term_ED = (delta.part(site, "B") @ delta.part(site, "A")).detach()',
+        'term_ED = self.config.scale_at(site) * (self.part(site, "B") @ self.part(site, "A")).detach()',
+        'term_ED = (self.part(site, "B") @ self.part(site, "A")).detach()',
         _tests(*_cases("test_merged_answers_as_unmerged", "llama-tied", "gpt2", "gpt-neox", "phi3", "gemma2")),
     ),
     Mutation(
@@ -133,5 +133,30 @@ MUTATIONS = (
         "        base, known, incoming.config, {name: 0 * t for name, t in incoming.tensors.items()}, origin\n"
         "    )",
         _tests("test_an_imported_adaptation_is_the_one_that_was_trained"),
+    ),
+    Mutation(
+        "two DoRA adaptations of one module share the norm of the first (peft#3608)",
+        "methods/lora.py",
+        "        return dora.norms(\n"
+        '            self._matrices[site.key], self.part(site, "A"), self.part(site, "B"), self.config.scale_at(site)\n'
+        "        )",
+        "        shared = self._matrices[site.key].__dict__\n"
+        '        if "first" not in shared:\n'
+        '            shared["first"] = dora.norms(\n'
+        '                self._matrices[site.key], self.part(site, "A"), self.part(site, "B"), self.config.scale_at(site)\n'
+        "            )\n"
+        '        found: Tensor = shared["first"]\n'
+        "        return found",
+        _tests(*_cases("test_dora_of_two_adaptations_is_exact", "llama-tied", "gpt2", "gpt-neox")),
+    ),
+    Mutation(
+        "a combination counts the scale of a LoRA twice (peft#3761)",
+        "composition/merging.py",
+        "return LowRank(at_least_float32(A_rD.detach()), at_least_float32(B_Er.detach()), scale)",
+        "return LowRank(at_least_float32(A_rD.detach()), at_least_float32(B_Er.detach()) * scale, scale)",
+        _tests(
+            *_cases("test_one_lora_combined_with_weight_one_is_itself", "True-linear", "False-svd"),
+            "test_a_weighted_combination_is_the_weighted_sum_of_what_each_adds",
+        ),
     ),
 )

@@ -2,19 +2,20 @@
 
 In the environment that `record_adapter_hub.py` describes, and with its models:
 
-    /tmp/hub/bin/python tests/parity/record_adapter_hub_composed.py
+    /tmp/hub/bin/python tests/parity/record_adapter_hub_composed.py [FILE]
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import adapters
 import record_adapter_hub  # sets up hooks layer by layer
 import torch
-from adapter_hub import MODELS, adapter_value, base_value, our_name, rows, weights
+from adapter_hub import MODELS, adapter_value, base_value, our_names, rows, weights
 from adapter_hub_composed import CASES, SEEN, nudged
 from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
@@ -33,7 +34,7 @@ def composed_name(theirs: str) -> str | None:
     own = re.search(r"\.adapters\.([a-c])\.", theirs)
     if own is None:
         return None
-    inner = our_name(theirs.replace(f".adapters.{own[1]}.", ".adapters.a."))
+    (inner,) = our_names(theirs.replace(f".adapters.{own[1]}.", ".adapters.a."), ())
     return f"parts.{NAMES.index(own[1])}.{inner}"
 
 
@@ -66,8 +67,8 @@ def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
         for theirs, parameter in model.named_parameters():
             if ours[theirs] is not None:  # the keys' bias too, which is not ours: it must make no difference
                 name = str(ours[theirs])
-                parameter.copy_(nudged(name, adapter_value(name, tuple(parameter.shape))))
-    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows()]
+                parameter.copy_(nudged(name, adapter_value(name, tuple(parameter.shape), model_name)))
+    logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows(model_name)]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
     trained = {str(ours[name]): p for name, p in model.named_parameters() if p.requires_grad}
     idle = [name for name in trained if name.endswith("key.bias")]
@@ -82,5 +83,6 @@ def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     recorded = {name: t for model, cases in SEEN.items() for case in cases for name, t in record(model, case).items()}
     made_with = {"adapters": adapters.__version__, "torch": torch.__version__}
-    save_file(recorded, OUT, made_with)
-    print(f"{OUT}: {len(recorded)} tensors, {OUT.stat().st_size} bytes, {made_with}")
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    save_file(recorded, out, made_with)
+    print(f"{out}: {len(recorded)} tensors, {out.stat().st_size} bytes, {made_with}")

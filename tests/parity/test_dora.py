@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests import oracles
 from tests.oracles import base_of, packed_logits, stock_logits
-from tests.parity.test_peft import ROWS, assert_close, assert_gradients_close, bare, moved, ours, run_peft
+from tests.parity.seen import SEEN
+from tests.parity.test_peft import REAL, ROWS, assert_close, assert_gradients_close, bare, moved, ours, run_peft
 from tritune.errors import NotMergeable
 from tritune.methods.base import Delta
 from tritune.methods.lora import METHOD, LoRA
@@ -121,10 +122,16 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("case", [*DORAS, *PLAIN])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *((name, case) for name in FAMILIES for case in (*DORAS, *PLAIN)),
+        *((REAL, case) for case in ("all linear", "ends", "both ends and a layer")),
+    ],
+)
 def test_logits_and_gradients_are_pefts(name: str, case: str) -> None:
     base, config = base_of(name), (DORAS | PLAIN)[case]
+    SEEN.comparing("lora", f"DoRA, {case}" if config.dora else case, base)
     delta = moved(config, base)
     model, pairs = peft_model(base, delta, config)
     copy_into(pairs, delta)
@@ -143,6 +150,7 @@ def test_dropout_while_training_is_pefts(dora: bool, roles: tuple[Role, ...], mo
         return x * (torch.arange(x.shape[-1]) % 3 != 0) / (1 - p) if training and p else x
 
     base, config = base_of("llama"), LoRA(rank=3, alpha=5.0, dora=dora, dropout=0.25, roles=roles)
+    SEEN.comparing("lora", f"{'DoRA, ' if dora else ''}dropout while training", base)
     delta = moved(config, base)
     model, pairs = peft_model(base, delta, config)
     copy_into(pairs, delta)
@@ -178,6 +186,7 @@ def test_dora_from_the_weights_is_pefts(start: Any) -> None:
     """PEFT takes the start out of the base first; the lengths are those of the untouched rows."""
     base = base_of("llama-tied")
     config = LoRA(rank=3, alpha=3.0, roles=(Role.ATTN_O, Role.MLP_DOWN), start=start, dora=True)
+    SEEN.comparing("lora", f"DoRA, {start}", base)
     delta = METHOD.init(config, base, torch.Generator()).eval()
     model, pairs = peft_model(base, delta, config, init_lora_weights=start)
     pairs = {n: (p, (...,)) for n, (p, _) in pairs.items()}  # ours is of twice the rank with what is taken out
