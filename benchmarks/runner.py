@@ -8,11 +8,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, TextIO
 
 from benchmarks.protocol import READY, Outcome, Spec
 from benchmarks.sides import ENVIRONMENTS, HERE
+from tritune.exchange.adapter_hub.older import with_older_config
 
 ROOT = HERE.parent
 
@@ -30,9 +32,13 @@ class Worker:
 
     def __enter__(self) -> Self:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self.spec.write(folder / "spec.json")
-        self._log: TextIO = self._stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
         library = self.spec.setup.library
+        spec = self.spec
+        if library == "adapters":  # its transformers would rotate positions otherwise
+            (folder / "base").mkdir()
+            spec = replace(spec, folder=str(with_older_config(Path(spec.folder), folder / "base")))
+        spec.write(folder / "spec.json")
+        self._log: TextIO = self._stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
         ours = library == "tritune"
         python = sys.executable if ours else str(ENVIRONMENTS[library] / "bin" / "python")
         module = "benchmarks.ours" if ours else "benchmarks.peers.run"
