@@ -18,12 +18,29 @@ from tritune.models.base import Batch, Span
 from tritune.models.fast import StandIn
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
+from tritune.spec import Quantisation
 
 
 @cache
 def base_of(name: str) -> Base:
     """One tiny base per name and process. Tests never change a base."""
     return tiny_base(name)
+
+
+@cache
+def quantised_base_of(name: str, form: Quantisation) -> Base:
+    return tiny_base(name, quantise=form)
+
+
+@cache
+def dequantised_base_of(name: str, form: Quantisation) -> Base:
+    """A base of floats that has the weights a quantised one stands for: whatever it answers, the quantised one must too."""
+    base = tiny_base(name)
+    weights = quantised_base_of(name, form).parameters()
+    with torch.no_grad():
+        for key, parameter in base.parameters().items():
+            parameter.copy_(weights[key])
+    return base
 
 
 @cache

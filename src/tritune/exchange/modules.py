@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tritune.models.base import LINEAR_ROLES, Site
 from tritune.models.load import Base
-from tritune.models.sites import FAMILIES
+from tritune.models.sites import FAMILIES, is_transposed, sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ def linear_modules(base: Base) -> dict[str, LinearModule]:
         if place.site.role in LINEAR_ROLES:
             path = names[place.module]
             before = found[path].sites if path in found else ()
-            d_out, d_in = _sizes(place.module)
+            d_in, d_out = sizes(place.module)
             found[path] = LinearModule(
                 path=path,
                 within=path.removeprefix(f"{layers}.{place.site.layer}."),
@@ -61,16 +61,9 @@ def linear_modules(base: Base) -> dict[str, LinearModule]:
                 sites=(*before, (place.site, place.columns)),
                 d_in=d_in,
                 d_out=d_out,
-                transposed=not isinstance(place.module, nn.Linear),
+                transposed=is_transposed(place.module),
             )
     return found
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """E and D."""
-    weight = module.get_parameter("weight")
-    e, d = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
-    return e, d
 
 
 @dataclass(frozen=True, slots=True)
