@@ -82,7 +82,8 @@ class QuantisedLinear(nn.Module):
         codes, scales = FORMS[form].pack(weight_ED)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        self.register_parameter("bias", source.bias)  # type: ignore[arg-type]  # nn.Linear's or Conv1D's
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", dict(source.named_parameters(recurse=False)).get("bias"))
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """(E, D), dequantised anew; None: in the format the weights had."""
