@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tritune.models.base import LINEAR_ROLES, Site
 from tritune.models.load import Base
+from tritune.models.quantised import QuantisedLinear
 from tritune.models.sites import FAMILIES, is_transposed, sizes
 
 
@@ -64,6 +65,15 @@ def linear_modules(base: Base) -> dict[str, LinearModule]:
                 transposed=is_transposed(place.module),
             )
     return found
+
+
+def weighted_modules(base: Base) -> list[str]:
+    """Names of all modules that have a weight; quantised ones count, though they show none."""
+    return [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, QuantisedLinear) or getattr(module, "weight", None) is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)

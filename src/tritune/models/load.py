@@ -33,7 +33,7 @@ from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
 from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
-from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
+from tritune.models.dtype import Dtype, at_least_float32, preferred, stored_dtype, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
@@ -150,7 +150,7 @@ class Base:
     def parameters(self) -> Weights:
         """Every weight once (a tied head is its embedding), by transformers' own name: as numbers of `dtype`, also where
         they are quantised. Those are dequantised at each look, so look once."""
-        return Weights(self.model)
+        return Weights(self.model, self.dtype)
 
     def weight_of(self, site: Site) -> tuple[str, Rows]:
         """Name of the parameter behind a linear site, and which part of it is the site's."""
@@ -332,12 +332,13 @@ def load_base(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
-    model = _model(located, config, torch_dtype(dtype or preferred(device)))
+    wanted = torch_dtype(dtype or preferred(device))
+    model = _model(located, config, wanted if quantise is None else stored_dtype(located.folder))
     tokenizer = AutoTokenizer.from_pretrained(
         located.folder, config=config, local_files_only=True, trust_remote_code=False
     )
     if quantise is not None:
-        quantise_layers(model, quantise)
+        quantise_layers(model, quantise, wanted)
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located = located
@@ -345,10 +346,15 @@ def load_base(
     return base
 
 
-def quantise_layers(model: PreTrainedModel, form: Quantisation) -> None:
-    """Quantise every linear map that is a site of the model; the rest of it stays as it is."""
+def quantise_layers(model: PreTrainedModel, form: Quantisation, dtype: torch.dtype) -> None:
+    """Quantise every linear map that is a site of the model, as it stands; then bring what is left of it to `dtype`.
+
+    In this order, because codes must not depend on what is computed in: those of rounded weights are other codes.
+    """
     places = find_places(model, model.config)
     put_quantised(model, (place.module for place in places if place.site.role in LINEAR_ROLES), form)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _config(located: Located) -> PreTrainedConfig:

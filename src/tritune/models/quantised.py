@@ -78,21 +78,21 @@ class QuantisedLinear(nn.Module):
         stored = source.get_parameter("weight").detach()
         weight_ED = stored.T if self.transposed else stored
         self.out_features, self.in_features = weight_ED.shape
-        self.dtype = weight_ED.dtype
         codes, scales = FORMS[form].pack(weight_ED)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.bias: nn.Parameter | None
         self.register_parameter("bias", dict(source.named_parameters(recurse=False)).get("bias"))
 
-    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(E, D), dequantised anew; None: in the format the weights had."""
+    def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(E, D), dequantised anew."""
         shape = (self.out_features, self.in_features)
-        return FORMS[self.form].unpack(self.get_buffer("codes"), self.get_buffer("scales"), shape, dtype or self.dtype)
+        return FORMS[self.form].unpack(self.get_buffer("codes"), self.get_buffer("scales"), shape, dtype)
 
-    def stored(self) -> Tensor:
+    def stored(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix as the family keeps it: (D, E) where it is transposed."""
-        return self.matrix().T.contiguous() if self.transposed else self.matrix()
+        matrix_ED = self.matrix(dtype)
+        return matrix_ED.T.contiguous() if self.transposed else matrix_ED
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
@@ -117,7 +117,8 @@ class _Product(torch.autograd.Function):
 
 
 def put_quantised(model: nn.Module, modules: Iterable[nn.Module], form: Quantisation) -> None:
-    """Put a `QuantisedLinear` in the place of each of these linear modules of a model.
+    """Put a `QuantisedLinear` in the place of each of these linear modules of a model, one after the other: at no time are
+    there both all weights and all codes.
 
     Raises:
         Unavailable: bitsandbytes is not installed.
@@ -132,10 +133,11 @@ def put_quantised(model: nn.Module, modules: Iterable[nn.Module], form: Quantisa
 class Weights(Mapping[str, Tensor]):
     """Every weight of a model once (a tied one under its first name), by transformers' own name and in its order.
 
-    Quantised ones are dequantised when they are asked for, and not kept. `quantised` names them.
+    Quantised ones are dequantised when they are asked for, to numbers of `dtype`, and not kept. `quantised` names them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._own: dict[str, nn.Parameter | QuantisedLinear] = {}
         seen: set[nn.Parameter] = set()
         for path, module in model.named_modules():
@@ -148,7 +150,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         own = self._own[name]
-        return own.stored() if isinstance(own, QuantisedLinear) else own
+        return own.stored(self._dtype) if isinstance(own, QuantisedLinear) else own
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._own)

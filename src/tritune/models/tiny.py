@@ -92,11 +92,10 @@ def tiny_base(
                 torch.randn_like(parameter) * 0.05
             )
     weights = digest({"tiny": name, "seed": seed})
-    model = model.to(dtype)
     if quantise is not None:
-        quantise_layers(model, quantise)
+        quantise_layers(model, quantise, dtype)
     base = Base(
-        model,
+        model if quantise is not None else model.to(dtype),
         byte_tokenizer(),
         f"tiny-{name}",
         Digests(weights=weights, config=weights, tokenizer=digest("bytes")),

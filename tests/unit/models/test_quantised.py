@@ -28,7 +28,7 @@ from tritune.methods import method
 from tritune.methods.full import Full
 from tritune.models import probe as probing
 from tritune.models.base import LINEAR_ROLES
-from tritune.models.load import Base
+from tritune.models.load import Base, load_base
 from tritune.models.quantised import QuantisedLinear, put_quantised
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.spec import Quantisation
@@ -182,6 +182,39 @@ def test_the_float_weights_are_gone(form: Quantisation) -> None:
     gc.collect()
     assert [type(layer) for layer in model] == [QuantisedLinear, nn.ReLU, QuantisedLinear]
     assert [each() for each in watched] == [None, None]
+
+
+@both
+@torch.no_grad()
+def test_in_bfloat16_it_computes_with_the_rounded_weights(form: Quantisation) -> None:
+    base, wanted = (tiny_base("llama", dtype=torch.bfloat16, quantise=q) for q in (form, None))
+    weights = base.parameters()
+    assert {t.dtype for t in weights.values()} == {torch.bfloat16}
+    for name, parameter in wanted.parameters().items():
+        parameter.copy_(weights[name])
+    for got, row in zip(packed_logits(base, ROWS), packed_logits(wanted, ROWS), strict=True):
+        assert float((got - row).square().mean().sqrt()) < 2e-2 * float(row.std())
+
+
+@both
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_codes_are_of_the_weights_in_the_file_whatever_is_computed_in(
+    form: Quantisation, stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of rounded weights would be others: what was trained in bf16 could not be checked or used in fp32."""
+    monkeypatch.setenv("TRITUNE_CACHE", str(tmp_path / "cache"))
+    base = tiny_base("qwen2")
+    base.save_pretrained(tmp_path / "base", {name: t.to(stored) for name, t in base.parameters().items()})
+    bases = [load_base(tmp_path / "base", dtype=d, device="cpu", quantise=form) for d in ("float32", "bfloat16")]
+    for wide, narrow in zip(*(base.model.modules() for base in bases), strict=True):
+        if isinstance(wide, QuantisedLinear):
+            for name, buffer in wide.named_buffers():
+                assert torch.equal(buffer, narrow.get_buffer(name))
+    for base, dtype in zip(bases, ("float32", "bfloat16"), strict=True):
+        plain = load_base(tmp_path / "base", dtype=dtype, device="cpu").parameters()
+        mine = base.parameters()
+        assert {n: t.dtype for n, t in mine.items()} == {n: t.dtype for n, t in plain.items()}
+        assert all(torch.equal(mine[n], plain[n]) for n in mine if n not in mine.quantised)
 
 
 # --- methods ---
