@@ -19,12 +19,29 @@ from tritune.models.fast import StandIn
 from tritune.models.load import Base, load_base
 from tritune.models.locate import PACKAGED_BASES
 from tritune.models.tiny import tiny_base
+from tritune.spec import Quantisation
 
 
 @cache
 def base_of(name: str) -> Base:
     """One base per name and process, tiny or packaged. Tests never change a base."""
     return load_base(name, dtype="float32", device="cpu") if name in PACKAGED_BASES else tiny_base(name)
+
+
+@cache
+def quantised_base_of(name: str, form: Quantisation) -> Base:
+    return tiny_base(name, quantise=form)
+
+
+@cache
+def dequantised_base_of(name: str, form: Quantisation) -> Base:
+    """A base of floats that has the weights a quantised one stands for: whatever it answers, the quantised one must too."""
+    base = tiny_base(name)
+    weights = quantised_base_of(name, form).parameters()
+    with torch.no_grad():
+        for key, parameter in base.parameters().items():
+            parameter.copy_(weights[key])
+    return base
 
 
 @cache

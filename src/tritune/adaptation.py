@@ -24,7 +24,7 @@ from tritune.models.load import Base, load_base
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
 from tritune.run import BaseRef, Training
-from tritune.spec import MethodConfig, digest
+from tritune.spec import MethodConfig, Quantisation, Quantise, digest
 from tritune.store import registry
 from tritune.store.manifest import Manifest, base_misfits
 from tritune.store.registry import Stored
@@ -178,7 +178,7 @@ def evaluation(task: Task, results: Sequence[ExampleResult]) -> Evaluation:
 
 
 def base_ref(base: Base) -> BaseRef:
-    return BaseRef(name=base.name, digests=base.digests, dtype=base.dtype_name)
+    return BaseRef(name=base.name, digests=base.digests, dtype=base.dtype_name, quantised=base.quantised)
 
 
 def chat_digest(base: Base, task: Mapping[str, Any]) -> str | None:
@@ -191,7 +191,12 @@ def chat_digest(base: Base, task: Mapping[str, Any]) -> str | None:
 
 
 def load(
-    ref: str | Path, *, base: Base | str | None = None, task: Task | None = None, progress: Progress | None = None
+    ref: str | Path,
+    *,
+    base: Base | str | None = None,
+    task: Task | None = None,
+    quantise: Quantise | None = None,
+    progress: Progress | None = None,
 ) -> Adaptation:
     """A stored adaptation on its base.
 
@@ -199,11 +204,13 @@ def load(
         ref: its folder, or (the beginning of) its content hash.
         base: the base, or where it is now; None: the one named in the manifest, in the number format of its training.
         task: with rows to evaluate on; None: the stored task, without rows.
+        quantise: the form of the base's weights, where it shall be another than in training: "int8", "nf4" or "none". The
+            answers are others then, usually by little: evaluate again.
 
     Raises:
-        Mismatch: one error with everything that does not fit: base weights, config, tokenizer, prompt template
-            (and the base's chat template, where it writes the prompts), missing, surplus or misshapen tensors, damaged
-            files.
+        Mismatch: one error with everything that does not fit: base weights, their form, config, tokenizer, prompt
+            template (and the base's chat template, where it writes the prompts), missing, surplus or misshapen tensors,
+            damaged files.
         Unavailable: the base could not be fetched.
     """
     stored = registry.find(str(ref))
@@ -211,12 +218,14 @@ def load(
     method = method_named(manifest.method)
     config = method.Config.read(dict(manifest.config), f"{stored.folder}/manifest.json, config")
     tensors, damage = stored.contents()
+    form = form_of(manifest.base, quantise)
     if not isinstance(base, Base):
-        base = _base_of(manifest, base, progress or Silent())
+        base = _base_of(manifest, base, form, progress or Silent())
     Mismatch.check(
         f"The adaptation {stored.folder} does not fit.",
         [
             *base_misfits(manifest, base.name, base.digests),
+            *_form_misfits(base, form),
             *_template_misfits(manifest, base, task),
             *damage,
             *(_tensor_misfits(method, config, base, tensors) if tensors else ()),
@@ -228,9 +237,25 @@ def load(
     return Adaptation(base, task or task_from_document(manifest.task), config, tensors, origin)
 
 
-def _base_of(manifest: Manifest, ref: str | None, progress: Progress) -> Base:
+def form_of(trained_on: BaseRef, quantise: Quantise | None) -> Quantisation | None:
+    """The form a base is wanted in: that of the training, unless another is asked for."""
+    if quantise is None:
+        return trained_on.quantised
+    return None if quantise == "none" else quantise
+
+
+def _form_misfits(base: Base, form: Quantisation | None) -> list[Problem]:
+    if base.quantised == form:
+        return []
+    here = base.quantised or "none"
+    what = f"'{here}', expected '{form or 'none'}'; if it is meant to answer on this one, say quantise='{here}'"
+    return [Problem("quantisation of the base", what)]
+
+
+def _base_of(manifest: Manifest, ref: str | None, form: Quantisation | None, progress: Progress) -> Base:
+    base = manifest.base
     try:
-        return load_base(ref or manifest.base.name, dtype=manifest.base.dtype, progress=progress.say)
+        return load_base(ref or base.name, dtype=base.dtype, quantise=form, progress=progress.say)
     except Unavailable as error:
         hint = "If the base lies in a folder or a file, say where: base=..., or --base."
         raise Unavailable(f"{error}\n{hint}") from None

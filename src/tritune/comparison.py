@@ -69,12 +69,14 @@ def compare(
         The comparison, and the judged test examples by method and seed.
 
     Raises:
-        Mismatch: an unknown method, no test rows, or `out` holds measurements of another comparison.
+        Mismatch: an unknown method, or one that does not fit the base, no test rows, or `out` holds measurements of another
+            comparison.
         Diverged: every learning rate of a method diverged.
     """
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     _check(task, plan)
+    _check_fit(base, configs)
     rows = _encoded(base, task, configs, plan)
     found = Finished.begin(out, _document(base, task, plan, configs), progress)
     probe = ForgettingProbe(base, _most_virtual(configs))
@@ -93,6 +95,19 @@ def _check(task: Task, plan: Plan) -> None:
     if not plan.training.evaluations and len(plan.rates) > 1 and plan.training.learning_rate is None:
         problems.append(Problem("evaluations", "0, but the learning rate is chosen by looking at dev"))
     Mismatch.check("This cannot be compared.", problems, "A comparison needs training rows, dev rows and test rows.")
+
+
+def _check_fit(base: Base, configs: Mapping[str, MethodConfig]) -> None:
+    """What only the last method cannot do on this base must not be found after hours."""
+    problems: list[Problem] = []
+    fitting: list[str] = []
+    for kind, config in configs.items():
+        try:
+            method_named(kind).budget(config, base)
+            fitting.append(kind)
+        except Mismatch as error:
+            problems += [Problem(f"{kind}, {problem.where}", problem.what) for problem in error.problems]
+    Mismatch.check(f"Not every method fits {base.name}.", problems, f"Those that do: {','.join(fitting) or 'none'}.")
 
 
 def _encoded(base: Base, task: Task, configs: Mapping[str, MethodConfig], plan: Plan) -> TrainingRows:
@@ -261,7 +276,7 @@ def _comparison(base: Base, task: Task, plan: Plan, found: Finished, command: st
         pairs=pairs,
         caveats=tuple(caveat_text(limit) for limit in limits),
         caveat_keys=limits,
-        base=base_ref(base).model_dump(mode="json"),
+        base=base_ref(base).model_dump(mode="json") | {"bytes": base.bytes},
         task=facts,
         training=plan.model_dump(mode="json", exclude={"configs", "methods"}),
         environment=environment(),

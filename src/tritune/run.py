@@ -6,11 +6,11 @@ Run = base + task + method + training + seed;  Run.fingerprint() names it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
-from tritune.spec import Digests, Frozen, MethodConfig, digest
+from tritune.spec import Digests, Frozen, MethodConfig, Quantisation, digest
 from tritune.tasks.base import TaskSpec
 
 
@@ -42,11 +42,21 @@ class Training(Frozen):
 
 
 class BaseRef(Frozen):
-    """A base by name and by content, and the number format it computed in."""
+    """A base by name and by content, the number format it computed in, and the form its weights were kept in.
+
+    The digests are of the weights before they were quantised.
+    """
 
     name: str
     digests: Digests
     dtype: Literal["float32", "bfloat16"]
+    quantised: Quantisation | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where nothing is quantised it is left out: what was stored before there was this field keeps its name."""
+        document: dict[str, Any] = write(self)
+        return {key: value for key, value in document.items() if key != "quantised" or value is not None}
 
 
 class Run(Frozen):

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,6 +36,11 @@ class Frozen(BaseModel):
                 for e in error.errors(include_url=False)
             ]
             raise Mismatch(f"This is not a valid {cls.__name__}.", problems) from None
+
+
+#: the forms that the weights of a frozen base may be kept in; and to say that they shall be kept as numbers
+Quantisation = Literal["int8", "nf4"]
+Quantise = Literal["int8", "nf4", "none"]
 
 
 class Strategy(StrEnum):

@@ -75,6 +75,7 @@ def compare(
     base: options.Base = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantise: options.QuantiseBase = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,
@@ -148,7 +149,7 @@ def run(
     from tritune.store.files import write_json, write_text
 
     plan = _plan(settings)
-    base = load_base(settings.base, settings.dtype, settings.device, progress)
+    base = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
     with nullcontext() if going_on else folders.replacing(out, OWN, progress):
         if not going_on:
             resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})

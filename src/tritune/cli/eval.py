@@ -43,6 +43,7 @@ def evaluate(
     seed: Seed = 0,
     base: options.BaseNow = None,
     device: options.Device = None,
+    quantise: options.QuantiseNow = None,
     predictions: Predictions = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -62,7 +63,7 @@ def evaluate(
 
     with shown(quiet=quiet, lang=language(lang)) as progress:
         stored = stored_at(adaptation)
-        loaded = load_adaptation(stored, task, progress, base=base, device=device)
+        loaded = load_adaptation(stored, task, progress, base=base, device=device, quantise=options.form_now(quantise))
         found = loaded.evaluate(progress=progress)
     if predictions is not None:
         _write(predictions, found)

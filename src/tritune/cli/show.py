@@ -11,7 +11,7 @@ from rich.text import Text
 from tritune.cli import options
 from tritune.cli.list import document
 from tritune.cli.loading import stored_at
-from tritune.cli.scores import score_of
+from tritune.cli.scores import base_bytes_of, score_of
 from tritune.cli.screen import echo_json, page
 from tritune.report import units
 from tritune.store.files import file_sha256
@@ -62,7 +62,10 @@ def _facts(stored: Stored) -> Iterator[tuple[str, str]]:
         "stored",
         f"{units.size(stored.bytes, 'en')}, {units.whole(numbers, 'en')} numbers in {len(manifest.tensors)} tensors",
     )
-    yield "base", f"{manifest.base.name}, {manifest.base.dtype}"
+    form = f", weights in {manifest.base.quantised}" if manifest.base.quantised else ""
+    yield "base", f"{manifest.base.name}, {manifest.base.dtype}{form}"
+    if size := base_bytes_of(stored):
+        yield "  in memory", units.size(size, "en")
     yield from ((f"  {part}", f"sha256 {value}") for part, value in manifest.base.digests.model_dump().items())
     yield "task", str(manifest.task.get("kind"))
     for name in ("text_field", "label_field", "label_words", "labels"):

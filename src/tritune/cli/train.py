@@ -42,6 +42,7 @@ def train(
     base: options.Base = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantise: options.QuantiseBase = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,

@@ -56,7 +56,7 @@ def run(
     from tritune.trial import Trial
 
     config = _config(settings)
-    base = load_base(settings.base, settings.dtype, settings.device, progress)
+    base = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
     state = folder.load() if resume else None
     rate = settings.learning_rate or method_of(config).learning_rate
     # The rate is written out: a resumed run reads it from its folder, and both must be the same document.
@@ -152,6 +152,7 @@ def _metrics(
         "train_seconds": last.seconds,
         "train_tokens_per_second": last.tokens / last.seconds if last.seconds else None,
         "train_peak_bytes": cost.peak_bytes,
+        "base_bytes": trial.base.bytes,
         "adaptation": str(stored.folder),
         "id": stored.id,
     }

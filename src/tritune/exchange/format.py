@@ -46,6 +46,9 @@ class Format(ABC):
     #: package that reads the format independently of us, and the script that lets it answer
     reference: ClassVar[str]
     script: ClassVar[str]
+    #: whether a whole model is written: its weights are then those that were computed with, dequantised where they were
+    #: codes. Else the adaptation is for the base's own weights, which other packages load and quantise as they are told.
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, adaptation: Adaptation, folder: Path) -> None:

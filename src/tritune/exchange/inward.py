@@ -77,7 +77,15 @@ def import_folder(
     verdict = _verdict(found, place, adaptation, python) if verify else None
     if verdict is not None and not verdict.holds:
         raise Mismatch(f"{place} answers differently here than where it comes from: {verdict}.")
-    return Imported(adaptation, found.name, incoming.notes, verdict)
+    return Imported(adaptation, found.name, (*incoming.notes, *_form_notes(note, base)), verdict)
+
+
+def _form_notes(note: Sidecar | None, base: Base) -> tuple[str, ...]:
+    """Only a folder of ours tells on which form of the base it was trained."""
+    if note is None or note.base.quantised == base.quantised:
+        return ()
+    there, here = (form or "unquantised" for form in (note.base.quantised, base.quantised))
+    return (f"trained on {there} weights of the base, and now on {here} ones: its answers may differ slightly",)
 
 
 def _verdict(found: Format, folder: Path, adaptation: Adaptation, python: str | None) -> Verdict | None:

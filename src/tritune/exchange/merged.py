@@ -1,6 +1,7 @@
 """A whole model with the adaptation folded into its weights: a plain Hugging Face folder that needs no adapter library.
 
-Only written: a whole model is a base, not an adaptation. Checked by transformers alone, with the tokenizer it loads.
+Only written: a whole model is a base, not an adaptation. Checked by transformers alone, with the tokenizer it loads. A
+quantised base is written dequantised: what the adaptation learned to correct is what it is merged into.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Merged(Format):
     name = "merged"
     reference = "transformers"
     script = "with_transformers.py"
+    whole = True
 
     def write(self, adaptation: Adaptation, folder: Path) -> None:
         base = adaptation.base

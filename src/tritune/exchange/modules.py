@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tritune.models.base import LINEAR_ROLES, Role, Site
 from tritune.models.load import Base
 from tritune.models.matrix import SiteMatrix
-from tritune.models.sites import FAMILIES
+from tritune.models.quantised import QuantisedLinear
+from tritune.models.sites import FAMILIES, is_transposed, sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ def linear_modules(base: Base, roles: Collection[Role] = LINEAR_ROLES) -> dict[s
         if place.site.role in roles:
             path = names[place.module]
             before = found[path].sites if path in found else ()
-            d_out, d_in = _sizes(place.module)
+            d_in, d_out = sizes(place.module)
             found[path] = LinearModule(
                 path=path,
                 within=path.removeprefix(f"{layers}.{place.site.layer}."),
@@ -73,17 +74,19 @@ def linear_modules(base: Base, roles: Collection[Role] = LINEAR_ROLES) -> dict[s
                 sites=(*before, (place.site, place.columns)),
                 d_in=d_in,
                 d_out=d_out,
-                transposed=not isinstance(place.module, nn.Linear | nn.Embedding),
+                transposed=is_transposed(place.module) and not isinstance(place.module, nn.Embedding),
                 matrix=replace(base.matrix_of(place.site), rows=replace(base.weight_of(place.site)[1], columns=None)),
             )
     return found
 
 
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """E and D."""
-    weight = module.get_parameter("weight")
-    e, d = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
-    return e, d
+def weighted_modules(base: Base) -> list[str]:
+    """Names of all modules that have a weight; quantised ones count, though they show none."""
+    return [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, QuantisedLinear) or getattr(module, "weight", None) is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,18 @@ from tritune.exchange import format_named
 from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import write_sidecar
 from tritune.exchange.verify import Verdict, sample_rows, verify, verify_by_ourselves
+from tritune.models.load import Base
 from tritune.store.files import publish, staging
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A published folder and how it was checked."""
+    """A published folder and how it was checked. `notes`: what of the base is in it, where that could be asked."""
 
     folder: Path
     format: str
     verdict: Verdict
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -62,7 +64,19 @@ def export(
             raise Mismatch("What was written does not answer as the adaptation does; it was thrown away.", [problem])
         write_sidecar(adaptation, format, made)
         publish(made, target)
-    return Exported(target, format, verdict)
+    return Exported(target, format, verdict, _notes(chosen, adaptation.base))
+
+
+def _notes(chosen: Format, base: Base) -> tuple[str, ...]:
+    if base.quantised is None:
+        return ()
+    if chosen.whole:
+        return (
+            f"the weights are those of the {base.quantised} base it was trained on, dequantised, not the original ones",
+        )
+    return (
+        f"trained on {base.quantised} weights; compared on the original ones, where it may answer slightly differently",
+    )
 
 
 def _verdict(

@@ -27,6 +27,7 @@ from tritune.exchange.format import SCRIPTS, Absent, Format
 from tritune.methods import method_of
 from tritune.models.base import Batch, Edits, NoEdits, Span
 from tritune.models.load import Base, load_base
+from tritune.spec import Quantisation
 from tritune.store.files import read_tensors
 
 #: what is compared on, where the user has no rows at hand: short and long, several scripts, digits, code
@@ -147,22 +148,29 @@ def reference_logits(
 
 
 @contextmanager
-def in_float32(base: Base) -> Iterator[tuple[Base, Path]]:
-    """The base in float32, and the folder where a reference finds the same weights; one made in memory is written."""
+def in_float32(base: Base, form: Quantisation | None = None) -> Iterator[tuple[Base, Path]]:
+    """The base in float32 with its weights in this form, and the folder where a reference finds the weights that are not
+    quantised; those of a base made in memory are written."""
+    same = base.dtype is torch.float32 and base.quantised == form
     if base.located is not None:
         folder = base.located.folder
-        yield (base if base.dtype is torch.float32 else _reloaded(base, folder)), folder
+        yield (base if same else _reloaded(base, folder, form)), folder
         return
     with tempfile.TemporaryDirectory(prefix="tritune-base-") as scratch:
         folder = Path(scratch)
         base.save_pretrained(folder, base.parameters())
-        yield (base if base.dtype is torch.float32 else _reloaded(base, folder)), folder
+        yield (base if same else _reloaded(base, folder, form)), folder
 
 
-def _reloaded(base: Base, folder: Path) -> Base:
-    again = load_base(folder, dtype="float32", device=str(base.device))
+def _reloaded(base: Base, folder: Path, form: Quantisation | None) -> Base:
+    again = load_base(folder, dtype="float32", device=str(base.device), quantise=form)
     again.name, again.digests = base.name, base.digests
     return again
+
+
+def _form(chosen: Format, base: Base) -> Quantisation | None:
+    """The form of the base that an exchanged folder has to answer like."""
+    return base.quantised if chosen.whole else None
 
 
 def compare(live: Sequence[Tensor], theirs: Sequence[Tensor], bare: Sequence[Tensor], by: str, bound: float) -> Verdict:
@@ -197,7 +205,7 @@ def verify(
         Mismatch: it could not read the folder.
     """
     with (
-        in_float32(adaptation.base) as (base, place),
+        in_float32(adaptation.base, _form(chosen, adaptation.base)) as (base, place),
         tempfile.TemporaryDirectory(prefix="tritune-reference-") as scratch,
     ):
         given, ground = chosen.for_reference(folder, adaptation.base, place, Path(scratch))
@@ -214,7 +222,7 @@ def verify_by_ourselves(
     Raises:
         Mismatch: the format cannot be read, or this folder not.
     """
-    with in_float32(adaptation.base) as (base, _):
+    with in_float32(adaptation.base, _form(chosen, adaptation.base)) as (base, _):
         incoming = chosen.read(folder, base)
         again = method_of(incoming.config).load(incoming.config, base, incoming.tensors).eval()
         live, bare = own_logits(adaptation, base, rows)

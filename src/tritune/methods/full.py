@@ -46,11 +46,12 @@ class Full(MethodConfig):
     def is_whole(self) -> bool:
         return self.parts is None and self.top_layers is None
 
-    def chosen(self, base: Base) -> dict[str, nn.Parameter]:
+    def chosen(self, base: Base) -> dict[str, Tensor]:
         """The base's parameters that move, by name.
 
         Raises:
-            Mismatch: a part that this base has no weight of, or fewer layers than were asked for.
+            Mismatch: a part that this base has no weight of, fewer layers than were asked for, or weights that are quantised:
+                codes cannot take a step.
         """
         kinds, layers = _kinds(base), _layers(base)
         n_layers = 1 + max(layers.values())
@@ -76,6 +77,13 @@ class Full(MethodConfig):
         else:
             wanted = [name for name in reached if kinds[name] & {*self.parts}]
         own = base.parameters()
+        codes = own.quantised.intersection(wanted)
+        Mismatch.check(
+            f"{base.name} is quantised, and full fine-tuning would have to move what is quantised.",
+            [Problem(f"{len(codes)} weights", f"are {base.quantised} codes, which learn nothing")] if codes else (),
+            hint="Load it without quantise; or train parts that stay numbers ('norms', 'bias', 'embeddings', 'head'); "
+            "or take a method that leaves the base frozen.",
+        )
         return {name: own[name] for name in wanted}
 
 
@@ -84,19 +92,18 @@ def _kinds(base: Base) -> dict[str, set[str]]:
     kinds: dict[str, set[str]] = {name: set() for name in base.parameters()}
     prefix = _prefix(base)
     head = base.model.get_output_embeddings()
-    for path, module in base.model.named_modules():
-        own = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
-        is_norm = "weight" in own and module.weight.ndim == 1
-        for name, full in own.items():
-            if full in kinds:  # a tied head is listed once, as the embedding it is
-                told = {
-                    "bias": name == "bias",
-                    "norms": is_norm,
-                    "layers": full.startswith(prefix),
-                    "embeddings": isinstance(module, nn.Embedding),
-                    "head": module is head,
-                }
-                kinds[full] |= {part for part, is_one in told.items() if is_one}
+    for full in kinds:  # a tied head is listed once, as the embedding it is
+        path, _, name = full.rpartition(".")
+        module = base.model.get_submodule(path)
+        weight = getattr(module, "weight", None)  # a quantised module has none
+        told = {
+            "bias": name == "bias",
+            "norms": weight is not None and weight.ndim == 1,
+            "layers": full.startswith(prefix),
+            "embeddings": isinstance(module, nn.Embedding),
+            "head": module is head,
+        }
+        kinds[full] |= {part for part, is_one in told.items() if is_one}
     return kinds
 
 

@@ -1,4 +1,5 @@
-"""Which number format a base computes in: bf16 where this machine is really faster with it, else fp32.
+"""Which number format a base computes in: bf16 where this machine is really faster with it, else fp32. And which its files
+are in.
 
 Processor flags do not tell: some that list AVX512-BF16 run it at half the rate of fp32, so a product is timed.
 """
@@ -7,9 +8,13 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
+
+from tritune.models.digests import read_header
+from tritune.models.folder import weight_files
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -19,6 +24,13 @@ WORTH = 1.2
 
 def torch_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The narrowest format that holds every weight of a folder as it is."""
+    kinds = {stored.dtype for file in weight_files(folder) for stored in read_header(file).values()}
+    narrow = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return narrow.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,11 @@ class FrozenMaps:
     def __init__(self, modules: Sequence[nn.Linear], sites: Sequence[Site], stream: Stream) -> None:
         self.modules, self.sites, self.stream = tuple(modules), tuple(sites), stream
         self.widths = [module.out_features for module in modules]
-        self.own = [module.weight for module in modules]
-        self._join()
+        #: other kinds (quantised ones) have no matrix that could be part of a larger one, and run apart
+        self.joinable = all(type(module) is nn.Linear for module in modules)
+        self.own = [module.weight for module in modules] if self.joinable else []
+        if self.joinable:
+            self._join()
 
     def _join(self) -> None:
         self.weight_ED = _joined(self.own)
@@ -49,6 +52,8 @@ class FrozenMaps:
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
+        if not self.joinable:
+            return None
         if any(m.weight is not own or own.requires_grad for m, own in zip(self.modules, self.own, strict=True)):
             return None  # weights of an edit's own, or no longer frozen: they need gradients
         if self.own[0].data_ptr() != self.weight_ED.data_ptr():  # the model was copied, or moved elsewhere

@@ -31,9 +31,9 @@ from transformers import (
 
 from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
-from tritune.models.base import BARE, Batch, Edits, NoEdits, Role, Site
+from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
-from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
+from tritune.models.dtype import Dtype, at_least_float32, preferred, stored_dtype, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
@@ -41,9 +41,10 @@ from tritune.models.matrix import SiteMatrix
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
-from tritune.models.sites import Place, Rows, find_places, heads
+from tritune.models.quantised import QuantisedLinear, Weights, put_quantised, resident_bytes
+from tritune.models.sites import Place, Rows, find_places, heads, is_transposed
 from tritune.models.texts import TextCache
-from tritune.spec import Digests
+from tritune.spec import Digests, Quantisation
 
 #: bytes of keys and values that are kept in memory
 MEMORY = 1 << 30
@@ -139,22 +140,37 @@ class Base:
             else longest
         )
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Every weight once (a tied head is its embedding), by transformers' own name."""
-        return dict(self.model.named_parameters())
+    @property
+    def quantised(self) -> Quantisation | None:
+        """The form that the linear maps are kept in; None: numbers of `dtype`."""
+        forms = {place.module.form for place in self.places if isinstance(place.module, QuantisedLinear)}
+        assert len(forms) < 2, "maps of two forms in one base"
+        return next(iter(forms), None)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory for its weights, in the form they are kept in."""
+        return resident_bytes(self.model)
+
+    def parameters(self) -> Weights:
+        """Every weight once (a tied head is its embedding), by transformers' own name: as numbers of `dtype`, also where
+        they are quantised. Those are dequantised at each look, so look once."""
+        return Weights(self.model, self.dtype)
 
     def weight_of(self, site: Site) -> tuple[str, Rows]:
         """Name of the parameter behind a linear site, the embedding or the head, and which part of it is the site's."""
         place = next(place for place in self.places if place.site.key == site.key)
-        name = next(name for name, p in self.model.named_parameters() if p is place.module.weight)
-        return name, Rows(place.columns, transposed=not isinstance(place.module, nn.Linear))
+        paths = (path for path, module in self.model.named_modules() if module is place.module)
+        own = getattr(place.module, "weight", None)  # a quantised map has none; a tied head's is the embedding's
+        names = (name for name, p in self.model.named_parameters() if p is own)
+        return next(names, None) or f"{next(paths)}.weight", Rows(place.columns, transposed=is_transposed(place.module))
 
     def matrix_of(self, site: Site) -> SiteMatrix:
         """The frozen matrix of a linear site, the embedding or the head."""
         if site.key not in self._matrices:
             module = next(place.module for place in self.places if place.site.key == site.key)
             bias = getattr(module, "bias", None)
-            self._matrices[site.key] = SiteMatrix(module.get_parameter("weight"), bias, self.weight_of(site)[1])
+            self._matrices[site.key] = SiteMatrix(module, self.dtype, bias, self.weight_of(site)[1])
         return self._matrices[site.key]
 
     @property
@@ -331,6 +347,7 @@ def load_base(
     revision: str | None = None,
     dtype: Dtype | None = None,
     device: str | None = None,
+    quantise: Quantisation | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Base:
     """Load a base and let it prove that it can be packed.
@@ -339,24 +356,40 @@ def load_base(
         ref: a packaged name ("smollm2-135m"), a local folder, a GGUF file, or a Hub id.
         dtype: None: bf16 where the machine is faster with it, else fp32.
         device: None: the first GPU if there is one, else the CPU.
+        quantise: keep the weights of the layers' linear maps in 8 bits ("int8", one scale per output) or 4 ("nf4");
+            embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time.
 
     Raises:
-        Unavailable: it could not be fetched.
+        Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.
         Mismatch: the folder lacks files.
         UnsupportedBase: unknown family, or packed rows are not solo rows.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
-    model = _model(located, config, torch_dtype(dtype or preferred(device)))
+    wanted = torch_dtype(dtype or preferred(device))
+    model = _model(located, config, wanted if quantise is None else stored_dtype(located.folder))
     tokenizer = AutoTokenizer.from_pretrained(
         located.folder, config=config, local_files_only=True, trust_remote_code=False
     )
+    if quantise is not None:
+        quantise_layers(model, quantise, wanted)
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located = located
     probe(base)
     return base
+
+
+def quantise_layers(model: PreTrainedModel, form: Quantisation, dtype: torch.dtype) -> None:
+    """Quantise every linear map that is a site of the model, as it stands; then bring what is left of it to `dtype`.
+
+    In this order, because codes must not depend on what is computed in: those of rounded weights are other codes.
+    """
+    places = find_places(model, model.config)
+    put_quantised(model, (place.module for place in places if place.site.role in LINEAR_ROLES), form)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _config(located: Located) -> PreTrainedConfig:

@@ -1,6 +1,7 @@
 """The frozen matrix behind a site, as methods see it that need it beside what comes out of it.
 
-Reads the base's own parameter, never a copy. Knows no method. Shapes: D and E input and output width of the site.
+Reads the base's own module, and keeps no copy of what it holds. Knows no method. Shapes: D and E input and output width of
+the site.
 """
 
 from __future__ import annotations
@@ -9,21 +10,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tritune.models.quantised import QuantisedLinear
 from tritune.models.sites import Rows
 
 
 @dataclass(frozen=True, eq=False)
 class SiteMatrix:
-    """`weight` and `bias` are the module's whole parameters; `rows` says which part of them is the site's."""
+    """`module` may hold more than the site's part, which `rows` tells. A quantised one is dequantised to `dtype` at each
+    look."""
 
-    weight: Tensor
+    module: nn.Module
+    dtype: torch.dtype
     bias: Tensor | None
     rows: Rows
 
+    @property
+    def weight(self) -> Tensor:
+        """All of the module's, as the family keeps it."""
+        if isinstance(self.module, QuantisedLinear):
+            return self.module.stored(self.dtype)
+        return self.module.get_parameter("weight").detach()
+
     def own_ED(self) -> Tensor:
-        return self.rows.of(self.weight.detach())
+        return self.rows.of(self.weight)
 
     def bias_E(self) -> Tensor | None:
         return None if self.bias is None else self.rows.of_outputs(self.bias.detach())
@@ -31,6 +42,7 @@ class SiteMatrix:
     @cached_property
     def squared_norms_E(self) -> Tensor:
         """Of each output's row, at least fp32. Computed once: the matrix is frozen."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        norms_E: Tensor = torch.linalg.vector_norm(self.own_ED(), dim=1, dtype=wide)
+        weight = self.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        norms_E: Tensor = torch.linalg.vector_norm(self.rows.of(weight), dim=1, dtype=wide)
         return norms_E.square()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tritune.errors import UnsupportedBase
 from tritune.models.base import Role, Site
+from tritune.models.quantised import QuantisedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,7 @@ def find_places(model: PreTrainedModel, config: Any) -> tuple[Place, ...]:
 
 
 def _end(module: nn.Module, role: Role, layer: int) -> Place:
-    return Place(Site(role.value, role, layer, *_sizes(module)), module, module)
+    return Place(Site(role.value, role, layer, *sizes(module)), module, module)
 
 
 def _layer_places(layer: nn.Module, index: int, family: Family, config: Any) -> list[Place]:
@@ -251,7 +252,7 @@ def _layer_places(layer: nn.Module, index: int, family: Family, config: Any) -> 
         if role in family.linear:
             module = _module(layer, family.linear[role], config.model_type)
             columns = family.columns(config, role) if family.columns and role in family.fused else None
-            d_in, d_out = _sizes(module)
+            d_in, d_out = sizes(module)
             site = Site(f"layers.{index}.{role}", role, index, d_in, d_out if columns is None else len(columns))
             places.append(Place(site, module, module, columns))
         elif role in (Role.BLOCK_ATTN, Role.BLOCK_MLP):
@@ -264,9 +265,14 @@ def _layer_places(layer: nn.Module, index: int, family: Family, config: Any) -> 
     return places
 
 
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """Input and output width of a linear module; GPT-2's Conv1D keeps its weight transposed."""
-    if isinstance(module, nn.Linear):
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module keeps its weight as (D, E): GPT-2's Conv1D does, also quantised."""
+    return module.transposed if isinstance(module, QuantisedLinear) else not isinstance(module, nn.Linear)
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """Input and output width of a linear module."""
+    if isinstance(module, nn.Linear | QuantisedLinear):
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim

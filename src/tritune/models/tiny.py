@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tritune.models.load import Base
+from tritune.models.load import Base, quantise_layers
 from tritune.models.probe import probe
-from tritune.spec import Digests, digest
+from tritune.spec import Digests, Quantisation, digest
 
 VOCABULARY = 300
 
@@ -71,7 +71,13 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def tiny_base(name: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
+def tiny_base(
+    name: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    quantise: Quantisation | None = None,
+) -> Base:
     """A base with random weights and a byte tokenizer, that has passed the probe.
 
     Weights are drawn larger than by default, so that attention is far from uniform and a wrong mask shows.
@@ -86,8 +92,10 @@ def tiny_base(name: str = "llama", *, dtype: torch.dtype = torch.float32, seed: 
                 torch.randn_like(parameter) * 0.05
             )
     weights = digest({"tiny": name, "seed": seed})
+    if quantise is not None:
+        quantise_layers(model, quantise, dtype)
     base = Base(
-        model.to(dtype),
+        model if quantise is not None else model.to(dtype),
         byte_tokenizer(),
         f"tiny-{name}",
         Digests(weights=weights, config=weights, tokenizer=digest("bytes")),

@@ -16,6 +16,7 @@ from tritune.methods import METHODS
 from tritune.packaged import SMOLLM2_135M
 from tritune.recipes.misfits import method_misfits, misfits
 from tritune.run import Training
+from tritune.spec import Quantisation
 from tritune.text.template import TemplateSpec
 
 Rows = int | None
@@ -26,13 +27,14 @@ RECORDED = ("run",)
 class Settings(Training):
     """Base, data and training.
 
-    base, dtype, device: as for `load_base`; null: the machine decides.
+    base, dtype, device, quantise: as for `load_base`; null: the machine decides, and nothing is quantised.
     train, test, dev, ... allow_duplicates: as for `classification`; `data_seed` draws the rows where there are limits.
     """
 
     base: str = SMOLLM2_135M.name
     dtype: Literal["float32", "bfloat16"] | None = None
     device: str | None = None
+    quantise: Quantisation | None = None
     train: str | None = None
     test: str | None = None
     dev: str | None = None

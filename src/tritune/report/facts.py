@@ -13,6 +13,8 @@ from tritune.report.words import Lang, words
 
 #: below this key stand names that the user chose
 USERS_OWN = "labels"
+#: a size in memory
+BYTES = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ def facts(document: Mapping[str, object], lang: Lang, *, translate: bool = True)
 def _fact(key: str, value: object, name: str, lang: Lang) -> Fact:
     if isinstance(value, Mapping) and value:
         return Fact(name, parts=facts(value, lang, translate=key != USERS_OWN))
+    if key == BYTES and isinstance(value, int):
+        return Fact(name, units.size(value, lang))
     return Fact(name, _shown(value, lang))
 
 

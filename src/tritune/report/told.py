@@ -26,8 +26,12 @@ TOLD: Mapping[str, tuple[str, str]] = {
     "peak": ("peak {size}", "пик {size}"),
     # lines that stay
     "base": (
-        "base {name}: {size} parameters, {dtype} on {device}",
-        "модель {name}: параметров {size}, {dtype}, устройство {device}",
+        "base {name}: {size} parameters, {dtype}, {bytes} on {device}",
+        "модель {name}: параметров {size}, {dtype}, {bytes}, устройство {device}",
+    ),
+    "other_form": (
+        "trained on a base quantised to '{trained}', used on '{used}': scores may differ from those of its run",
+        "обучено на модели с квантованием «{trained}», здесь «{used}»: оценки могут отличаться от прежних",
     ),
     "measured": (
         "{method}: {metric} {score} (95 % interval {low} to {high}, n = {n}), trained {seconds} s",

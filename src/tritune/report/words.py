@@ -230,6 +230,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     # facts of a record, by their key
     "fact_name": ("name", "имя"),
     "fact_dtype": ("number format", "формат чисел"),
+    "fact_quantised": ("weights kept in", "веса хранятся в"),
+    "fact_bytes": ("weights in memory", "веса в памяти"),
     "fact_digests": ("sha256", "sha256"),
     "fact_weights": ("weights", "веса"),
     "fact_config": ("configuration", "конфигурация"),

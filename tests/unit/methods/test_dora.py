@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.laws.conftest import outputs, training_rows
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
@@ -48,7 +48,7 @@ def test_norms_are_those_of_the_matrix(
     generator = torch.Generator().manual_seed(seed)
     stored = torch.randn(2 * e if fused else e, d, generator=generator)
     columns = torch.randperm(2 * e, generator=generator)[:e] if fused else None
-    matrix = SiteMatrix(stored.T.contiguous() if transposed else stored, None, Rows(columns, transposed))
+    matrix = matrix_of(stored.T.contiguous() if transposed else stored, Rows(columns, transposed))
     own = stored if columns is None else stored[columns]
     A, B = (0.3 * torch.randn(shape, generator=generator) for shape in ((rank, d), (e, rank)))
     wanted = (own.double() + scale * (B.double() @ A.double())).norm(dim=1)
@@ -56,6 +56,12 @@ def test_norms_are_those_of_the_matrix(
     # What cancels is relative to the row of W: only where the sum is far shorter than that do digits go.
     atol = 1e-5 * float((own.norm(dim=1) + (scale * (B @ A)).norm(dim=1)).max())
     torch.testing.assert_close(dora.norms(matrix, A, B, scale).double(), wanted, rtol=1e-5, atol=atol)
+
+
+def matrix_of(weight: Tensor, rows: Rows) -> SiteMatrix:
+    module = nn.Module()
+    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+    return SiteMatrix(module, weight.dtype, None, rows)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "gemma2"])
@@ -74,7 +80,7 @@ def test_a_row_of_zeros_stays_one() -> None:
     """Heads have rows for tokens that nobody trained. PEFT 0.21 divides zero by zero there."""
     weight = torch.randn(4, 6)
     weight[2] = 0
-    matrix = SiteMatrix(weight, None, Rows(None, transposed=False))
+    matrix = matrix_of(weight, Rows(None, transposed=False))
     m = matrix.squared_norms_E.sqrt().requires_grad_()
     c = dora.norms(matrix, torch.randn(2, 6), torch.zeros(4, 2), 1.0)
     y = dora.lengthened(matrix, torch.randn(3, 6) @ weight.T, m / c)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
+from tests.oracles import base_of, packed_logits, quantised_base_of, rows_of, stock_logits, stock_of
 from tests.unit.methods.test_placement import PLACED, moved, rows
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method_of
@@ -17,6 +17,7 @@ from tritune.methods.base import Bank, Delta
 from tritune.methods.prefix import Prefix
 from tritune.models.base import BARE, NoEdits
 from tritune.models.tiny import CONFIGS
+from tritune.spec import Quantisation
 from tritune.text.pack import WORTH_SHARING, training_batch
 from tritune.train.loop import batch_loss
 
@@ -37,11 +38,15 @@ def test_a_prefix_that_starts_from_words_answers_as_if_they_stood_there(name: st
         torch.testing.assert_close(logits, stock_logits(model, [*words, *row])[len(words) :], rtol=1e-4, atol=3e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "form"), [("llama", None), ("gemma2", None), ("gpt2", None), ("llama", "nf4"), ("gpt2", "int8")]
+)
 @pytest.mark.parametrize("placement", ["deep", "suffix", "prefix"])
-def test_activation_checkpointing_changes_nothing(name: str, placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_checkpointing_changes_nothing(
+    name: str, form: Quantisation | None, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """huggingface/peft#869: keys and values in transformers' cache and a recomputed forward pass do not go together."""
-    base = base_of(name)
+    base = base_of(name) if form is None else quantised_base_of(name, form)
     config = {"deep": Prefix(tokens=3, hidden=6), **PLACED}[placement]
     batch = training_batch(rows(5))
 

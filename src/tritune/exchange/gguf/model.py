@@ -1,6 +1,7 @@
 """A merged model as a GGUF file, for a base that came from one: its header and tokenizer are taken over as they are.
 
-Weights that the adaptation changed are written in float32, all others with the bytes they had. Only written.
+Weights that the adaptation changed, or that the base had quantised, are written in float32, all others with the bytes
+they had. Only written.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ class GgufModel(Format):
     name = "gguf"
     reference = "llama_cpp"
     script = "with_llama_cpp.py"
+    whole = True
 
     def write(self, adaptation: Adaptation, folder: Path) -> None:
         from gguf import GGUFReader
 
         base = adaptation.base
-        merged = adaptation.method.merge(adaptation.delta, base)
+        own = base.parameters()
+        codes = {name: own[name] for name in own.quantised}  # the file has what they were quantised from
+        merged = codes | adaptation.method.merge(adaptation.delta, base)
         source = _source(base)
         there = {tensor.name for tensor in GGUFReader(source).tensors}
         copy(source, folder / FILE, _changed(base, merged, there))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Incoming
-from tritune.exchange.modules import LinearModule, linear_modules
+from tritune.exchange.modules import LinearModule, linear_modules, weighted_modules
 from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.lora import PREFIX
 from tritune.exchange.peft.targets import bad_patterns, is_target
@@ -117,7 +117,7 @@ def _wanted(
 ) -> tuple[dict[str, LinearModule], list[Problem]]:
     """The modules that the config wants, and everything in the tensors that is not that."""
     ours = linear_modules(base)
-    names = [name for name, module in base.model.named_modules() if getattr(module, "weight", None) is not None]
+    names = weighted_modules(base)
     paths = [name for name in names if is_target(config, name)]
     problems = [
         Problem(f"module '{path}'", "is scaled there, and no site of ours") for path in paths if path not in ours

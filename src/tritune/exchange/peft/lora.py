@@ -20,7 +20,7 @@ from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Incoming
 from tritune.exchange.lora_terms import alpha_of, gathered, terms_of
-from tritune.exchange.modules import LinearModule, LowRank, fuse, linear_modules, split
+from tritune.exchange.modules import LinearModule, LowRank, fuse, linear_modules, split, weighted_modules
 from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.targets import bad_patterns, by_pattern, is_target
 from tritune.exchange.problems import tensor_problems
@@ -204,7 +204,7 @@ def _wanted(
     """What the config wants of every module of this base, and everything in the tensors that is not that."""
     ours = linear_modules(base, ROLES)
     dora = bool(config.get("use_dora"))
-    names = [name for name, module in base.model.named_modules() if getattr(module, "weight", None) is not None]
+    names = weighted_modules(base)
     if config.get("target_modules") in (None, "all-linear"):  # PEFT stores what these came to; by hand they may remain
         paths = [path for path, module in ours.items() if names_of(module, dora=dora)["A"] in tensors]
     else:
