@@ -155,7 +155,9 @@ def _measure_prompting(
 
 def _forecast(first: Entry, task: Task, plan: Plan, lang: Lang) -> str:
     work = Work(
-        *(len(task.examples(split)) for split in (Split.TRAIN, Split.DEV, Split.TEST)),
+        train=len(task.examples(Split.TRAIN)),
+        dev=len(task.examples(Split.DEV)),
+        test=len(task.examples(Split.TEST)),
         epochs=plan.training.epochs,
         evaluations=plan.training.evaluations,
         seeds=len(plan.seeds),

@@ -34,6 +34,7 @@ from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import DeepSegment, LowRank, Role, Segment, Site
 from tritune.models.load import Base
+from tritune.models.quantised import Weights
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
 
 T = TypeVar("T")
@@ -226,9 +227,8 @@ class _Rewritten(Base):
         self.__dict__.update(base.__dict__)
         self._weights = weights
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        changed = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in self._weights.items()}
-        return {**super().parameters(), **changed}
+    def parameters(self) -> Weights:
+        return Weights(self.model, self.dtype, self._weights)
 
 
 class StackMethod(Method[Stack]):

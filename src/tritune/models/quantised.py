@@ -134,10 +134,14 @@ class Weights(Mapping[str, Tensor]):
     """Every weight of a model once (a tied one under its first name), by transformers' own name and in its order.
 
     Quantised ones are dequantised when they are asked for, to numbers of `dtype`, and not kept. `quantised` names them.
+
+    Args:
+        changed: what stands in the place of some of them.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, changed: Mapping[str, Tensor] | None = None) -> None:
         self._dtype = dtype
+        self._changed = changed or {}
         self._own: dict[str, nn.Parameter | QuantisedLinear] = {}
         seen: set[nn.Parameter] = set()
         for path, module in model.named_modules():
@@ -149,7 +153,7 @@ class Weights(Mapping[str, Tensor]):
                     self._own[f"{path}.{name}" if path else name] = parameter
 
     def __getitem__(self, name: str) -> Tensor:
-        own = self._own[name]
+        own = self._changed.get(name, self._own[name])
         return own.stored(self._dtype) if isinstance(own, QuantisedLinear) else own
 
     def __iter__(self) -> Iterator[str]:
