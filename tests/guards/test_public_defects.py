@@ -147,7 +147,7 @@ def test_dora_of_two_adaptations_is_exact(name: str) -> None:
     base = base_of(name)
     deltas = {}
     for slot, config in enumerate((LoRA(rank=3, alpha=6.0, dora=True), LoRA(rank=2, dora=True, rank_stabilised=True))):
-        deltas[slot] = adapted(base, config).delta
+        deltas[slot] = adapted(base, config, size=0.1 + 0.1 * slot).delta
     slots = (1, 0, 1)
     with torch.no_grad(), base.bind(Bank(deltas)):
         mixed = packed_logits(base, ROWS, slots)

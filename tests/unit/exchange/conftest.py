@@ -46,9 +46,9 @@ def task() -> Classification:
     return tt.classification(test=[{"text": "good one", "label": "yes"}, {"text": "bad one", "label": "no"}])
 
 
-def adapted(base: Base, config: MethodConfig) -> Adaptation:
-    """Every tensor away from its start."""
-    size = 0.1 if is_tiny(base) else 0.02  # a real base has less room
+def adapted(base: Base, config: MethodConfig, size: float | None = None) -> Adaptation:
+    """Every tensor away from its start, by `size`."""
+    size = size or (0.1 if is_tiny(base) else 0.02)  # a real base has less room
     SEEN.method = method_of(config).kind
     delta = method_of(config).init(config, base, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(4)
