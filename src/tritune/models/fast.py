@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tritune.models import kernels
 from tritune.models.attention import packed_attention
@@ -104,7 +104,7 @@ def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
     for module in cast("Iterable[Any]", model.modules()):
         kind = type(module).__name__
         if kind in NORMS:
-            module.forward = StandIn(stream, module.forward, FastNorm(module))
+            module.forward = StandIn(stream, module.forward, FastNorm(module, stream))
         elif kind in ATTENTIONS:
             qkv = maps(module.q_proj, module.k_proj, module.v_proj)
             module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)), True)
@@ -130,9 +130,13 @@ class StandIn:
 @dataclass
 class FastNorm:
     module: Any
+    stream: Stream
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        return kernels.rms_norm(hidden_states, self.module.weight, self.module.variance_epsilon)
+        weight_D, eps = self.module.weight, self.module.variance_epsilon
+        normed = kernels.rms_norm(hidden_states, weight_D, eps)
+        again = partial(kernels.rms_normed, hidden_states.detach(), weight_D.detach(), eps)
+        return self.stream.again.offer(normed, again)
 
 
 @dataclass
@@ -147,10 +151,12 @@ class FastGated:
         both_N2F = self.gate_up.together(x_ND)
         if both_N2F is not None:
             y_NF = kernels.swiglu(both_N2F)
+            gate_NF, up_NF = both_N2F.detach().chunk(2, -1)
         else:
             gate_NF, up_NF = self.gate_up.apart(x_ND)
-            y_NF = F.silu(gate_NF) * up_NF
-        return self.down(y_NF)[0].view(x.shape)
+            y_NF = kernels.gated(gate_NF, up_NF)
+        again = partial(kernels.swiglu_of, gate_NF.detach(), up_NF.detach())
+        return self.down(self.gate_up.stream.again.offer(y_NF, again))[0].view(x.shape)
 
 
 @dataclass

@@ -37,6 +37,7 @@ from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
+from tritune.models.memory import hold_in_memory
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
@@ -72,6 +73,7 @@ class Base:
             head.forward = _wide(head)
         if known is None:
             quicken(model, self.places, self._stream)
+        hold_in_memory(model)
 
     @property
     def twins(self) -> bool:
@@ -251,10 +253,11 @@ class Base:
             "use_cache": False,
             "layout": layout,
         }
-        if weights:
-            output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
-        else:
-            output = self.model(**arguments)
+        with self._stream.again.instead_of_kept():
+            if weights:
+                output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
+            else:
+                output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
 
