@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -39,20 +40,18 @@ class FrozenMaps:
         self.modules, self.sites, self.stream = tuple(modules), tuple(sites), stream
         self.widths = [module.out_features for module in modules]
         self.own = [module.weight for module in modules]
-        self._join()
+        biases: list[nn.Parameter | None] = [module.bias for module in modules]
+        self.own_biases = [bias for bias in biases if bias is not None]
+        self._joined()
 
-    def _join(self) -> None:
-        self.weight_ED = _joined(self.own)
-        biases: list[nn.Parameter | None] = [module.bias for module in self.modules]
-        given = [bias for bias in biases if bias is not None]
-        self.bias_E = _joined(given) if given else None
+    def _joined(self) -> tuple[Tensor, Tensor | None]:
+        """All weights as one (E, D), and all biases (E,)."""
+        return _joined(self.own), _joined(self.own_biases) if self.own_biases else None
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
         if any(m.weight is not own or own.requires_grad for m, own in zip(self.modules, self.own, strict=True)):
             return None  # weights of an edit's own, or no longer frozen: they need gradients
-        if self.own[0].data_ptr() != self.weight_ED.data_ptr():  # the model was copied, or moved elsewhere
-            self._join()
         found: list[Mapping[int | None, LowRank]] = []
         for site in self.sites:
             term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}
@@ -65,7 +64,7 @@ class FrozenMaps:
         parts = [
             kernels.Part(runs, tuple(terms.get(slot) for terms in found)) for slot, runs in self.stream.runs.items()
         ]
-        return kernels.linear(x_ND, self.weight_ED, self.bias_E, self.widths, parts)
+        return kernels.linear(x_ND, *self._joined(), self.widths, parts)
 
     def apart(self, x_ND: Tensor) -> list[Tensor]:
         """Each map's own module, with whatever hangs on it."""
@@ -77,9 +76,17 @@ class FrozenMaps:
 
 
 def _joined(parameters: Sequence[Tensor]) -> Tensor:
-    """All in one tensor, of which the parameters become parts; nothing is held twice."""
+    """All in one tensor, of which the parameters are parts or, where they are not yet (the model was copied, or moved
+    elsewhere), become parts. Nothing is held twice, and by nobody else."""
+    first = parameters[0].data
     if len(parameters) == 1:
-        return parameters[0].data
+        return first
+    ends = accumulate((p.nbytes for p in parameters), initial=first.data_ptr())
+    whole = first.untyped_storage().data_ptr()
+    if all(
+        p.data_ptr() == at and p.untyped_storage().data_ptr() == whole for p, at in zip(parameters, ends, strict=False)
+    ):
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     joined = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, torch.split(joined, [len(p) for p in parameters]), strict=True):
         parameter.data = part

@@ -35,7 +35,7 @@ def rms_normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def _inverse(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps), at least fp32."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ from tritune.models.dtype import Dtype, at_least_float32, preferred, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
-from tritune.models.memory import hold_in_memory
+from tritune.models.memory import aside, hold_in_memory
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
@@ -177,6 +177,14 @@ class Base:
                 yield
         finally:
             stream.edits, stream.edited = NoEdits(), frozenset()
+
+    @contextmanager
+    def without(self, names: Collection[str]) -> Iterator[None]:
+        """Keep weights out of memory as long as the context is open, because others stand in for them (`Edits.weights`).
+        They stay what they are: what reads them gets them from a file."""
+        own = self.parameters()
+        with aside(own[name] for name in names):
+            yield
 
     @contextmanager
     def remembering(self, texts: Sequence[tuple[int, ...]], *, memory: int = MEMORY) -> Iterator[None]:

@@ -6,9 +6,12 @@ Knows tensors and autograd; no method, and no module by name. `fast.py` says wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,37 @@ def hold_in_memory(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and not parameter.untyped_storage().resizable():
             parameter.data = parameter.data.clone()
+
+
+@contextmanager
+def aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Weights that nothing reads for a while lie in a mapped file as long as the context is open: they can be read, but take
+    memory only then. Left where they are: weights on a GPU, and all where the disk has no room to spare."""
+    weights = [p for p in parameters if p.device.type == "cpu" and p.numel()]
+    weights.sort(key=lambda p: -p.itemsize)  # so that each lies where its format may
+    size = sum(p.nbytes for p in weights)
+    with tempfile.TemporaryDirectory(prefix="tritune-weights-") as folder:
+        if size > shutil.disk_usage(folder).free // 2:
+            yield
+            return
+        path = Path(folder) / "weights"
+        with path.open("wb") as file:
+            for p in weights:
+                file.write(p.detach().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        parts = torch.split(mapped, [p.nbytes for p in weights])
+        for p, part in zip(weights, parts, strict=True):
+            p.data = part.view(p.dtype).view(p.shape)
+        del mapped, parts
+        try:
+            yield
+        finally:
+            with path.open(
+                "rb"
+            ) as file:  # read, not copied: pages of the map would be held beside what is made of them
+                for p in weights:
+                    read = torch.frombuffer(bytearray(file.read(p.nbytes)), dtype=p.dtype)
+                    p.data = read.view(p.shape).clone()
 
 
 @dataclass(frozen=True, slots=True)

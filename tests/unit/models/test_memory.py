@@ -6,14 +6,20 @@ import weakref
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.models.test_fast import loss_and_slopes
+from tests.unit.models.test_fast import batch, loss_and_slopes
+from tritune.methods import method
+from tritune.methods.full import Full
 from tritune.models.load import load_base
-from tritune.models.memory import MadeAgain
+from tritune.models.memory import MadeAgain, aside
 from tritune.models.tiny import tiny_base
+from tritune.run import Training
+from tritune.text.encode import Encoded
+from tritune.train.loop import Measured, train
 
 
 def squared(again: MadeAgain, x: Tensor) -> Tensor:
@@ -84,3 +90,51 @@ def test_no_weight_stays_in_the_file_it_came_from(tmp_path: Path) -> None:
     if maps.exists():
         assert str(folder) not in maps.read_text(encoding="utf-8")
     assert all(p.untyped_storage().resizable() for p in base.model.parameters())
+
+
+def test_weights_that_are_set_aside_are_read_as_they_were() -> None:
+    base = tiny_base("qwen2")  # has biases, which are joined too
+    rows, at = batch(), torch.arange(33)
+    before = {name: p.clone() for name, p in base.parameters().items()}
+    want = base.logits(rows, at)
+    with base.without(before):
+        assert not any(p.untyped_storage().resizable() for p in base.parameters().values())
+        for name, p in base.parameters().items():
+            assert torch.equal(p, before[name])
+        torch.testing.assert_close(base.logits(rows, at), want)
+    for name, p in base.parameters().items():
+        assert torch.equal(p, before[name])
+        assert p.untyped_storage().resizable()
+    torch.testing.assert_close(base.logits(rows, at), want)
+
+
+def test_weights_that_are_set_aside_take_no_memory() -> None:
+    weights = [torch.nn.Parameter(torch.randn(4_000_000)) for _ in range(4)]
+    resident = [_resident()]
+    with aside(weights):
+        resident.append(_resident())
+        assert float(weights[3].detach()[:10].abs().sum()) > 0
+    resident.append(_resident())
+    assert resident[0] - resident[1] > 50e6
+    assert resident[2] - resident[1] > 50e6
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_full_fine_tuning_keeps_what_it_replaces_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, delta = tiny_base("llama"), method("full").init(Full(), tiny_base("llama"), torch.Generator())
+    aside_now: list[bool] = []
+    rows = [Encoded(str(i), (5, 6 + i, 7), (8,)) for i in range(4)]
+
+    def evaluate() -> Measured:
+        aside_now.extend(not p.untyped_storage().resizable() for p in base.parameters().values())
+        return Measured(0.5, 1.0)
+
+    before = {name: p.clone() for name, p in base.parameters().items()}
+    list(train(Training(epochs=1, evaluations=1), base, delta, rows, learning_rate=1e-3, seed=0, evaluate=evaluate))
+    assert aside_now
+    assert all(aside_now)
+    for name, p in base.parameters().items():
+        assert torch.equal(p, before[name])
