@@ -60,7 +60,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
 
     def train() -> None:
         delta.train()
-        with base.bind(delta):
+        with base.bind(delta), base.without(delta.weights()):
             clock.start()
             for members in spec.batches:
                 chosen = [rows[i] for i in members]

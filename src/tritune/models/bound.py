@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tritune.models.base import LINEAR_ROLES, Edits, NoEdits, Role
+from tritune.models.memory import MadeAgain
 from tritune.models.sites import Place
 
 #: the tokens of a term that is every row's
@@ -22,7 +23,7 @@ EVERYWHERE: dict[int | None, tuple[slice, ...]] = {None: (slice(None),)}
 class Stream:
     """What the modules of a base share: the edits that are bound and where they act, whether the fast twins run, the
     slots of the tokens on their way and of the positions K at the head, where the tokens of each slot lie (None: all of
-    them), and what entered each site."""
+    them), what entered each site, and what is made again in the backward."""
 
     def __init__(self) -> None:
         self.edits: Edits = NoEdits()
@@ -32,6 +33,7 @@ class Stream:
         self.slot_K: Tensor | None = None
         self.runs: Mapping[int | None, tuple[slice, ...]] = EVERYWHERE
         self.entered: dict[str, Tensor] = {}
+        self.again = MadeAgain()
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tritune.models import kernels
 from tritune.models.attention import packed_attention
@@ -41,14 +42,14 @@ class FrozenMaps:
         #: other kinds (quantised ones) have no matrix that could be part of a larger one, and run apart
         self.joinable = all(type(module) is nn.Linear for module in modules)
         self.own = [module.weight for module in modules] if self.joinable else []
+        biases: list[nn.Parameter | None] = [module.bias for module in modules]
+        self.own_biases = [bias for bias in biases if bias is not None]
         if self.joinable:
-            self._join()
+            self._joined()
 
-    def _join(self) -> None:
-        self.weight_ED = _joined(self.own)
-        biases: list[nn.Parameter | None] = [module.bias for module in self.modules]
-        given = [bias for bias in biases if bias is not None]
-        self.bias_E = _joined(given) if given else None
+    def _joined(self) -> tuple[Tensor, Tensor | None]:
+        """All weights as one (E, D), and all biases (E,)."""
+        return _joined(self.own), _joined(self.own_biases) if self.own_biases else None
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
@@ -56,8 +57,6 @@ class FrozenMaps:
             return None
         if any(m.weight is not own or own.requires_grad for m, own in zip(self.modules, self.own, strict=True)):
             return None  # weights of an edit's own, or no longer frozen: they need gradients
-        if self.own[0].data_ptr() != self.weight_ED.data_ptr():  # the model was copied, or moved elsewhere
-            self._join()
         found: list[Mapping[int | None, LowRank]] = []
         for site in self.sites:
             term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}
@@ -70,7 +69,7 @@ class FrozenMaps:
         parts = [
             kernels.Part(runs, tuple(terms.get(slot) for terms in found)) for slot, runs in self.stream.runs.items()
         ]
-        return kernels.linear(x_ND, self.weight_ED, self.bias_E, self.widths, parts)
+        return kernels.linear(x_ND, *self._joined(), self.widths, parts)
 
     def apart(self, x_ND: Tensor) -> list[Tensor]:
         """Each map's own module, with whatever hangs on it."""
@@ -82,9 +81,17 @@ class FrozenMaps:
 
 
 def _joined(parameters: Sequence[Tensor]) -> Tensor:
-    """All in one tensor, of which the parameters become parts; nothing is held twice."""
+    """All in one tensor, of which the parameters are parts or, where they are not yet (the model was copied, or moved
+    elsewhere), become parts. Nothing is held twice, and by nobody else."""
+    first = parameters[0].data
     if len(parameters) == 1:
-        return parameters[0].data
+        return first
+    ends = accumulate((p.nbytes for p in parameters), initial=first.data_ptr())
+    whole = first.untyped_storage().data_ptr()
+    if all(
+        p.data_ptr() == at and p.untyped_storage().data_ptr() == whole for p, at in zip(parameters, ends, strict=False)
+    ):
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
     joined = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, torch.split(joined, [len(p) for p in parameters]), strict=True):
         parameter.data = part
@@ -109,7 +116,7 @@ def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
     for module in cast("Iterable[Any]", model.modules()):
         kind = type(module).__name__
         if kind in NORMS:
-            module.forward = StandIn(stream, module.forward, FastNorm(module))
+            module.forward = StandIn(stream, module.forward, FastNorm(module, stream))
         elif kind in ATTENTIONS:
             qkv = maps(module.q_proj, module.k_proj, module.v_proj)
             module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)), True)
@@ -135,9 +142,13 @@ class StandIn:
 @dataclass
 class FastNorm:
     module: Any
+    stream: Stream
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        return kernels.rms_norm(hidden_states, self.module.weight, self.module.variance_epsilon)
+        weight_D, eps = self.module.weight, self.module.variance_epsilon
+        normed = kernels.rms_norm(hidden_states, weight_D, eps)
+        again = partial(kernels.rms_normed, hidden_states.detach(), weight_D.detach(), eps)
+        return self.stream.again.offer(normed, again)
 
 
 @dataclass
@@ -152,10 +163,12 @@ class FastGated:
         both_N2F = self.gate_up.together(x_ND)
         if both_N2F is not None:
             y_NF = kernels.swiglu(both_N2F)
+            gate_NF, up_NF = both_N2F.detach().chunk(2, -1)
         else:
             gate_NF, up_NF = self.gate_up.apart(x_ND)
-            y_NF = F.silu(gate_NF) * up_NF
-        return self.down(y_NF)[0].view(x.shape)
+            y_NF = kernels.gated(gate_NF, up_NF)
+        again = partial(kernels.swiglu_of, gate_NF.detach(), up_NF.detach())
+        return self.down(self.gate_up.stream.again.offer(y_NF, again))[0].view(x.shape)
 
 
 @dataclass

@@ -27,14 +27,28 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return normed
 
 
+def rms_normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same, with no backward."""
+    return _scaled(x, _inverse(x, eps), weight_D)
+
+
+def _inverse(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps), at least fp32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _scaled(x: Tensor, inverse: Tensor, weight_D: Tensor) -> Tensor:
+    return torch.mul(x, inverse).to(x.dtype).mul_(weight_D)
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = _inverse(x, eps)
         ctx.save_for_backward(x, weight_D, inverse)
-        return torch.mul(x, inverse).to(x.dtype).mul_(weight_D)
+        return _scaled(x, inverse, weight_D)
 
     @staticmethod
     @once_differentiable
@@ -123,24 +137,52 @@ def swiglu(gate_up_N2F: Tensor) -> Tensor:
     return product
 
 
+def gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """The same of two tensors."""
+    product: Tensor = _Gated.apply(gate_NF, up_NF)  # type: ignore[no-untyped-call]
+    return product
+
+
+def swiglu_of(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """The same, with no backward."""
+    return F.silu(gate_NF).mul_(up_NF)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_N2F: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_N2F)
-        gate_NF, up_NF = gate_up_N2F.chunk(2, -1)
-        return F.silu(gate_NF).mul_(up_NF)
+        return swiglu_of(*gate_up_N2F.chunk(2, -1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NF: Tensor) -> Tensor:
         (gate_up_N2F,) = ctx.saved_tensors
-        gate_NF, up_NF = gate_up_N2F.chunk(2, -1)
         grad_N2F = torch.empty_like(gate_up_N2F)
-        grad_gate_NF, grad_up_NF = grad_N2F.chunk(2, -1)
-        torch.mul(g_NF, up_NF, out=grad_up_NF)
-        torch.ops.aten.silu_backward.grad_input(grad_up_NF, gate_NF, grad_input=grad_gate_NF)
-        torch.mul(F.silu(gate_NF), g_NF, out=grad_up_NF)
+        _swiglu_slopes(g_NF, *gate_up_N2F.chunk(2, -1), *grad_N2F.chunk(2, -1))
         return grad_N2F
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF)
+        return swiglu_of(gate_NF, up_NF)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor, Tensor]:
+        gate_NF, up_NF = ctx.saved_tensors
+        grad_gate_NF, grad_up_NF = torch.empty_like(gate_NF), torch.empty_like(up_NF)
+        _swiglu_slopes(g_NF, gate_NF, up_NF, grad_gate_NF, grad_up_NF)
+        return grad_gate_NF, grad_up_NF
+
+
+def _swiglu_slopes(g_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, grad_gate_NF: Tensor, grad_up_NF: Tensor) -> None:
+    """Into the last two."""
+    torch.mul(g_NF, up_NF, out=grad_up_NF)
+    torch.ops.aten.silu_backward.grad_input(grad_up_NF, gate_NF, grad_input=grad_gate_NF)
+    torch.mul(F.silu(gate_NF), g_NF, out=grad_up_NF)
 
 
 @dataclass(frozen=True, slots=True)

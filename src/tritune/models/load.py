@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -38,6 +38,7 @@ from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.matrix import SiteMatrix
+from tritune.models.memory import aside, hold_in_memory
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import probe
@@ -75,6 +76,7 @@ class Base:
             head.forward = _wide(head)
         if known is None:
             quicken(model, self.places, self._stream)
+        hold_in_memory(model)
 
     @property
     def twins(self) -> bool:
@@ -211,6 +213,14 @@ class Base:
             stream.edits, stream.edited = NoEdits(), frozenset()
 
     @contextmanager
+    def without(self, names: Collection[str]) -> Iterator[None]:
+        """Keep weights out of memory as long as the context is open, because others stand in for them (`Edits.weights`).
+        They stay what they are: what reads them gets them from a file."""
+        own = dict(self.model.named_parameters())
+        with aside(own[name] for name in names):
+            yield
+
+    @contextmanager
     def remembering(self, texts: Sequence[tuple[int, ...]], *, memory: int = MEMORY) -> Iterator[None]:
         """Keep what texts are to the bare base, where edits leave them alone, as long as the context is open.
 
@@ -300,10 +310,11 @@ class Base:
             "use_cache": False,
             "layout": layout,
         }
-        if weights:
-            output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
-        else:
-            output = self.model(**arguments)
+        with self._stream.again.instead_of_kept():
+            if weights:
+                output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
+            else:
+                output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
 

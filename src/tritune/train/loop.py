@@ -52,7 +52,7 @@ def train(
         trainer.resume(resume)
         resume = None
     stopped = False
-    with base.bind(delta):
+    with base.bind(delta), base.without(delta.weights()):
         for micro_batches in trainer.left():
             yield trainer.step(micro_batches)
             yield from trainer.after_step()
