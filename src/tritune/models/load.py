@@ -395,12 +395,13 @@ def load_base(
 def quantise_layers(model: PreTrainedModel, form: Quantisation, dtype: torch.dtype) -> None:
     """Quantise every linear map that is a site of the model, as it stands; then bring what is left of it to `dtype`.
 
-    In this order, because codes must not depend on what is computed in: those of rounded weights are other codes.
+    In this order, because codes must not depend on what is computed in: those of rounded weights are other codes. What is
+    left is copied: as long as one weight is a part of the mapped file, all of the file stays with the process.
     """
     places = find_places(model, model.config)
     put_quantised(model, (place.module for place in places if place.site.role in LINEAR_ROLES), form)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(dtype, copy=True)
 
 
 def _config(located: Located) -> PreTrainedConfig:

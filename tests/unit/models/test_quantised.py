@@ -215,6 +215,8 @@ def test_codes_are_of_the_weights_in_the_file_whatever_is_computed_in(
         mine = base.parameters()
         assert {n: t.dtype for n, t in mine.items()} == {n: t.dtype for n, t in plain.items()}
         assert all(torch.equal(mine[n], plain[n]) for n in mine if n not in mine.quantised)
+        # parts of a mapped file cannot be resized, and would keep all of the file in memory
+        assert all(p.untyped_storage().resizable() for p in base.model.parameters())
 
 
 # --- methods ---
