@@ -66,6 +66,20 @@ MUTATIONS = (
         _tests("test_packed_rows_each_see_their_own_prompt", "test_a_row_answers_alone_as_in_any_batch"),
     ),
     Mutation(
+        "a layer that runs again in the backward finds its prefix used up (peft#869)",
+        "models/past.py",
+        "        return torch.cat([k_MKd, k_NKd]), torch.cat([v_MKd, v_NKd])",
+        "        gone = 0 * self._layers[layer]\n"
+        "        self._layers = (*self._layers[:layer], gone, *self._layers[layer + 1 :])\n"
+        "        return torch.cat([k_MKd, k_NKd]), torch.cat([v_MKd, v_NKd])",
+        _tests(
+            *_cases(
+                "test_activation_checkpointing_changes_no_gradient_of_a_prompt",
+                *("deep-llama-None", "deep-gpt2-None", "deep-llama-nf4"),
+            )
+        ),
+    ),
+    Mutation(
         "merging a prompt is not refused (peft#2538)",
         "methods/ptuning.py",
         '        raise NotMergeable(\n            "A p-tuned prompt is input',

@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import tritune as tt
 from tests.laws.conftest import training_rows
-from tests.oracles import base_of, packed_logits, rows_of, stock_log_likelihood, stock_logits, stock_of
+from tests.oracles import (
+    base_of,
+    packed_logits,
+    quantised_base_of,
+    rows_of,
+    stock_log_likelihood,
+    stock_logits,
+    stock_of,
+)
 from tests.unit.exchange.conftest import adapted, task
+from tests.unit.methods.test_placement import PLACED, moved
+from tests.unit.methods.test_placement import rows as placed_rows
 from tritune.adaptation import Adaptation
 from tritune.composition.merging import How, merge
 from tritune.errors import Mismatch, NotMergeable
@@ -26,14 +38,16 @@ from tritune.exchange.peft import CONFIG, FORMAT, TENSORS
 from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
 from tritune.methods.lora import LoRA
+from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
-from tritune.spec import MethodConfig
+from tritune.spec import MethodConfig, Quantisation
 from tritune.store.files import write_tensors
-from tritune.train.loop import Measured, train
+from tritune.text.pack import training_batch
+from tritune.train.loop import Measured, batch_loss, train
 from tritune.train.state import TrainState
 
 TINY = "llama-tied"
@@ -119,6 +133,45 @@ def test_a_prompt_that_is_to_be_merged_is_one_named_error() -> None:
     prompt = adapted(base_of(TINY), PTuning(tokens=2, encoder="none"))
     with pytest.raises(NotMergeable, match="is input, not weight"):
         prompt.method.merge(prompt.delta, prompt.base)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("llama", None), ("gemma2", None), ("gpt2", None), ("llama", "nf4"), ("gpt2", "int8")]
+)
+@pytest.mark.parametrize("placement", ["deep", "suffix", "prefix"])
+def test_activation_checkpointing_changes_no_gradient_of_a_prompt(
+    name: str, form: Quantisation | None, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft#869: keys and values in transformers' cache and a forward pass that is run again do not go together."""
+    base = base_of(name) if form is None else quantised_base_of(name, form)
+    config = {"deep": Prefix(tokens=3, hidden=6), **PLACED}[placement]
+    batch = training_batch(placed_rows(5))
+
+    def gradients() -> dict[str, Tensor]:
+        delta = moved(config, base)
+        with base.bind(delta):
+            batch_loss(base, batch).backward()
+        return {n: p.grad for n, p in delta.trainable().items() if p.grad is not None}
+
+    wanted = gradients()
+    ran: list[int] = []
+    layers = base.model.transformer.h if name == "gpt2" else base.model.model.layers
+    for i, layer in enumerate(layers):
+        forward = layer.forward
+
+        def again(*args: object, i: int = i, forward: object = forward, **kwargs: object) -> object:
+            def counted(*args: object, **kwargs: object) -> object:
+                ran.append(i)
+                return forward(*args, **kwargs)  # type: ignore[operator]
+
+            return checkpoint(partial(counted, **kwargs), *args, use_reentrant=False)
+
+        monkeypatch.setattr(layer, "forward", again)
+    got = gradients()
+    assert len(ran) > len(layers), "layers ran again in the backward"
+    assert got.keys() == wanted.keys()
+    for parameter, gradient in got.items():
+        torch.testing.assert_close(gradient, wanted[parameter], rtol=1e-5, atol=1e-6)
 
 
 # --- merging, places, bases ---

@@ -1,15 +1,11 @@
-"""Prefix tuning: where it starts, under activation checkpointing, behind a shared beginning, beside prompts in one batch."""
+"""Prefix tuning: where it starts, behind a shared beginning, beside prompts in one batch."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from tests.oracles import base_of, packed_logits, quantised_base_of, rows_of, stock_logits, stock_of
+from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
 from tests.unit.methods.test_placement import PLACED, moved, rows
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method_of
@@ -17,7 +13,6 @@ from tritune.methods.base import Bank, Delta
 from tritune.methods.prefix import Prefix
 from tritune.models.base import BARE, NoEdits
 from tritune.models.tiny import CONFIGS
-from tritune.spec import Quantisation
 from tritune.text.pack import WORTH_SHARING, training_batch
 from tritune.train.loop import batch_loss
 
@@ -36,45 +31,6 @@ def test_a_prefix_that_starts_from_words_answers_as_if_they_stood_there(name: st
         packed = packed_logits(base, given)
     for row, logits in zip(given, packed, strict=True):
         torch.testing.assert_close(logits, stock_logits(model, [*words, *row])[len(words) :], rtol=1e-4, atol=3e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "form"), [("llama", None), ("gemma2", None), ("gpt2", None), ("llama", "nf4"), ("gpt2", "int8")]
-)
-@pytest.mark.parametrize("placement", ["deep", "suffix", "prefix"])
-def test_activation_checkpointing_changes_nothing(
-    name: str, form: Quantisation | None, placement: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """huggingface/peft#869: keys and values in transformers' cache and a recomputed forward pass do not go together."""
-    base = base_of(name) if form is None else quantised_base_of(name, form)
-    config = {"deep": Prefix(tokens=3, hidden=6), **PLACED}[placement]
-    batch = training_batch(rows(5))
-
-    def gradients() -> dict[str, Tensor]:
-        delta = moved(config, base)
-        with base.bind(delta):
-            batch_loss(base, batch).backward()
-        return {n: p.grad for n, p in delta.trainable().items() if p.grad is not None}
-
-    wanted = gradients()
-    ran: list[int] = []
-    layers = base.model.transformer.h if name == "gpt2" else base.model.model.layers
-    for i, layer in enumerate(layers):
-        forward = layer.forward
-
-        def again(*args: object, i: int = i, forward: object = forward, **kwargs: object) -> object:
-            def counted(*args: object, **kwargs: object) -> object:
-                ran.append(i)
-                return forward(*args, **kwargs)  # type: ignore[operator]
-
-            return checkpoint(partial(counted, **kwargs), *args, use_reentrant=False)
-
-        monkeypatch.setattr(layer, "forward", again)
-    got = gradients()
-    assert len(ran) > len(layers), "layers ran again in the backward"
-    assert got.keys() == wanted.keys()
-    for parameter, gradient in got.items():
-        torch.testing.assert_close(gradient, wanted[parameter], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
