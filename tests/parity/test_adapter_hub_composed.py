@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,11 +18,10 @@ from tests.oracles import packed_logits
 from tests.parity import seen
 from tests.parity.adapter_hub import adapter_value, rows, weights
 from tests.parity.adapter_hub_composed import CASES, SEEN, nudged
-from tests.parity.test_adapter_hub import PYTHON, base_named, own_config
+from tests.parity.test_adapter_hub import PYTHON, assert_as_in_package, base_named, own_config
 from tritune.methods import method_of
 from tritune.methods.fusion import Fusion
 from tritune.methods.stack import Stack
-from tritune.models.base import NoEdits
 
 RECORDED = Path(__file__).with_name("adapter_hub_composed.safetensors")
 CELLS = [(model, case) for model, cases in SEEN.items() for case in cases]
@@ -64,22 +62,4 @@ def test_composed_adapters_are_adapter_hubs(model: str, case: str, package: dict
     with base.bind(delta):
         logits = packed_logits(base, rows(model))
         sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()  # type: ignore[union-attr]
-    with torch.no_grad(), base.bind(NoEdits()):
-        bare = torch.cat(packed_logits(base, rows(model)))
-    wanted = package[f"{model}/{case}/logits"]
-    assert not torch.allclose(bare, wanted, atol=1e-2), "the adapters make a difference"
-    gap = seen.SEEN.note([torch.cat(logits)], [wanted])
-    seen.SEEN.note_variant(logits=gap)
-    assert gap < 1e-4
-    trained = delta.trainable()
-    sizes = [trained[name].numel() for name in sorted(trained)]
-    recorded = package[f"{model}/{case}/gradients"]
-    assert sum(sizes) == len(recorded), "as many numbers as adapter-hub trains, but for the bias of keys"
-    gradients = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
-    assert gradients.keys() == trained.keys()
-    theirs = seen.as_vectors(dict(zip(sorted(trained), recorded.split(sizes), strict=True)))
-    for name, gradient in seen.as_vectors(gradients).items():
-        size = max(float(theirs[name].abs().max()), 1e-3)  # behind relu, a narrow adapter may have nothing to learn
-        gap = float((gradient.flatten() - theirs[name]).abs().max()) / size
-        seen.SEEN.note_variant(gradients=gap)
-        assert gap < 1e-4, name
+    assert_as_in_package(base, delta, logits, package, f"{model}/{case}", rows(model))
