@@ -34,13 +34,13 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_goes_on(
     options = ["--base", base, *reviews.options, *PLAN]
     out = tmp_path / "a run"
     process = start("compare", *options, "--out", out, "--overwrite")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while "lora-0" not in entries(out):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=240)
     assert (process.returncode, stdout) == (6, ""), stderr
     told = stderr[stderr.index("Go on with:") :].splitlines()[1]
     assert not (out / "comparison.json").exists()
