@@ -85,6 +85,8 @@ class _Run:
                 return error
 
     def after_step(self) -> list[Event]:
+        if not self.trainer.looks_now:  # to bind is to hook hundreds of modules
+            return []
         with self.trainer.base.bind(self.trainer.delta), self.drawing():
             return list(self.trainer.after_step())
 

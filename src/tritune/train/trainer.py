@@ -193,17 +193,23 @@ class Trainer:
 
     def after_step(self) -> Iterator[Event]:
         """Dev, where it is due; `over` tells whether that ended the run."""
-        job, due = self.job, _evaluation_steps(self.training, self.total)
-        if not job.evaluate or self.facts.step not in due | ({self.last} if job.until else set()):
+        job = self.job
+        if job.evaluate is None or not self.looks_now:
             return
         self.delta.eval()
-        take_in = self.evaluate if self.facts.step in due else self.look
+        take_in = self.evaluate if self.facts.step in _evaluation_steps(self.training, self.total) else self.look
         yield take_in(job.evaluate())
         if job.save and self.facts.step != self.last:
             job.save(self.state())
         if self.patience_is_out:
             self.over = True
             yield self._event("stopped", reason=f"no better on dev for {self.training.patience} evaluations")
+
+    @property
+    def looks_now(self) -> bool:
+        """Whether dev is looked at after this step."""
+        step, due = self.facts.step, _evaluation_steps(self.training, self.total)
+        return self.job.evaluate is not None and (step in due or (self.job.until is not None and step == self.last))
 
     def end(self, stopped: bool = False) -> Iterator[Event]:
         """Keep the state; a run that is not to go on gets its best weights back. `stopped`: it is to."""
