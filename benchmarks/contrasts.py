@@ -103,7 +103,7 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# Published contrasts in small",
         "",
-        f"Written by `{found['command']}` (settings: `benchmarks/contrasts.yaml`), commit {found['commit'][:12]}, "
+        f"Written by `{found['command']}` (settings: `benchmarks/contrasts.yaml`), commit {found['commit']}, "
         f"{found['processor']['name']} with {found['processor']['cores']} cores. SmolLM2-135M on reviews of at most {WORDS} "
         f"words, {entries[0]['train_rows']} training rows, {n} test rows, seeds {', '.join(map(str, seeds))}.",
         "",
