@@ -31,7 +31,7 @@ from tritune.methods.base import Budget, Delta, Method, linear_roles, sites_of
 from tritune.models.base import END_ROLES, LINEAR_ROLES, LowRank, Role, Site
 from tritune.models.dtype import at_least_float32
 from tritune.models.load import Base
-from tritune.models.matrix import SiteMatrix
+from tritune.models.matrix import SiteMatrix, squared_norms
 from tritune.models.sites import Rows
 from tritune.spec import MethodConfig, Strategy
 
@@ -200,7 +200,7 @@ class LoraDelta(Delta):
         total = rows.add_to(weight, term_ED)
         if not self.config.dora:
             return total
-        length_E = torch.linalg.vector_norm(rows.of(total), dim=1).clamp_min(torch.finfo(total.dtype).tiny)
+        length_E = squared_norms(rows.of(total)).sqrt().to(total.dtype).clamp_min(torch.finfo(total.dtype).tiny)
         return rows.scale(total, self.part(site, "m").detach() / length_E)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from tritune.models.quantised import QuantisedLinear
 from tritune.models.sites import Rows
 
+#: columns whose squares are in fp64 at one time
+_BLOCK = 1024
+
 
 @dataclass(frozen=True, eq=False)
 class SiteMatrix:
@@ -42,7 +45,10 @@ class SiteMatrix:
     @cached_property
     def squared_norms_E(self) -> Tensor:
         """Of each output's row, at least fp32. Computed once: the matrix is frozen."""
-        weight = self.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        norms_E: Tensor = torch.linalg.vector_norm(self.rows.of(weight), dim=1, dtype=wide)
-        return norms_E.square()
+        return squared_norms(self.own_ED()).to(torch.promote_types(self.dtype, torch.float32))
+
+
+def squared_norms(rows_ED: Tensor) -> Tensor:
+    """Of each row (E,), summed in fp64: over the 49,152 columns of an embedding fp32 loses two of its digits."""
+    blocks = torch.split(rows_ED, _BLOCK, dim=1)
+    return torch.stack([block.double().square().sum(dim=1) for block in blocks]).sum(dim=0)
