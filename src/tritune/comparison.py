@@ -34,7 +34,7 @@ from tritune.report.told import told
 from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.search import choose
-from tritune.spec import Frozen, MethodConfig, Strategy
+from tritune.spec import Frozen, MethodConfig, Scope, Strategy
 from tritune.tasks.base import Example, Split, Task
 from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
 
@@ -154,7 +154,13 @@ def _measure_prompting(
 
 
 def _forecast(first: Entry, task: Task, plan: Plan, lang: Lang) -> str:
-    work = Work(
+    seconds = work(task, plan).seconds(first.seconds_per_1000_rows / 1000, scopes(plan))
+    return told("ahead", lang, time=units.seconds(seconds, lang))
+
+
+def work(task: Task, plan: Plan) -> Work:
+    """What there is to do, apart from the methods."""
+    return Work(
         train=len(task.examples(Split.TRAIN)),
         dev=len(task.examples(Split.DEV)),
         test=len(task.examples(Split.TEST)),
@@ -165,8 +171,11 @@ def _forecast(first: Entry, task: Task, plan: Plan, lang: Lang) -> str:
         share=plan.search_share,
         few_shot=plan.shots > 0,
     )
-    scopes = [method_named(kind).scope for kind in plan.methods]
-    return told("ahead", lang, time=units.seconds(work.seconds(first.seconds_per_1000_rows / 1000, scopes), lang))
+
+
+def scopes(plan: Plan) -> list[Scope]:
+    """How far the gradients of each method reach."""
+    return [method_named(kind).scope for kind in plan.methods]
 
 
 def _measure_method(

@@ -1,12 +1,12 @@
-"""How long a comparison will take on this machine, told from its first pass over the test rows. Arithmetic, nothing else.
+"""How long a comparison will take on this machine, and how many rows fit into a given time. Arithmetic, nothing else.
 
-Everything is counted in forward passes of one row, which is all that is known of the machine by then.
+Everything is counted in forward passes of one row, which is all that is known of the machine (`pace.py` measures it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tritune.spec import Scope
 
@@ -43,3 +43,10 @@ class Work:
             if self.rates > 1:
                 rows += (self.rates - 1) * self.share * trained + self.rates * self.dev
         return rows * per_row
+
+    def share_within(self, seconds: float, per_row: float, scopes: Iterable[Scope]) -> float:
+        """Which share of the training and test rows fits into `seconds`, zero-shot prompting included; at most 1."""
+        methods = tuple(scopes)
+        constant = replace(self, train=0, test=0).seconds(per_row, methods)
+        whole = self.seconds(per_row, methods) + self.test * per_row
+        return min(1.0, max(0.0, seconds - constant) / (whole - constant))

@@ -1,4 +1,5 @@
-"""`tritune demo` from its packaged recipe, on a tiny base in place of the real one; and evaluating its result anew."""
+"""`tritune demo` from its packaged recipe, on a tiny base in place of the real one; evaluating its result anew; fewer rows
+where the machine is slow."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Run
-from tritune import recipes
+from tritune import pace, recipes
 from tritune.methods import METHODS
 from tritune.report.told import TOLD
 
@@ -53,3 +54,29 @@ def test_demo_and_eval_on_its_reviews(
     assert tritune("demo", "--out", out).code == 2, "a second demo replaces nothing by itself"
     assert tritune("demo", "--out", out, "--overwrite", "--quiet", own_cache=False).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_slow_machine_takes_fewer_rows_and_goes_on_with_the_same(
+    tritune: Run, base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe, kind, out = recipes.read("demo"), next(reversed(METHODS)), tmp_path / "demo"
+    small = {"base": str(base), "train_rows": 300, "dev_rows": 10, "test_rows": 300, "methods": [kind], "rates": [1]}
+    read = recipes.read
+    monkeypatch.setattr(recipes, "read", lambda ref: {**recipe, **small} if ref == "demo" else read(ref))
+    monkeypatch.setattr(pace, "seconds_per_row", lambda base, task: 0.1)
+    # (2 x 300 training + 3 x 300 test rows) x 0.1 s + dev: 54 s of the minute are a third of that
+    done = tritune("demo", "--out", out, "--minutes", "1", own_cache=False)
+    assert done.code == 0, done.stderr
+    assert "100 training rows and 100 test rows" in done.stderr
+    assert "fit into 1 min" in done.stderr
+    record = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert {entry["n"] for entry in record["entries"]} == {100}
+    assert record["entries"][-1]["train_rows"] == 100
+    assert record["training"]["training"]["batch_tokens"] == 256, "in as many steps"
+
+    (out / "comparison.json").unlink()  # as if it had been stopped on the way
+    monkeypatch.setattr(pace, "seconds_per_row", lambda base, task: 0.0001)
+    again = tritune("demo", "--out", out, own_cache=False)
+    assert again.code == 0, again.stderr
+    assert "going on in" in again.stderr
+    assert {entry["n"] for entry in json.loads((out / "comparison.json").read_text())["entries"]} == {100}

@@ -32,3 +32,17 @@ def test_more_work_takes_longer(more: dict[str, float]) -> None:
 def test_methods_add_up() -> None:
     each = [WORK.seconds(1, [scope]) for scope in Scope]
     assert WORK.seconds(1, list(Scope)) == sum(each)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 250.0, 900.0])
+def test_the_share_of_rows_that_fits_takes_the_time_given(seconds: float) -> None:
+    few_shot = replace(WORK, few_shot=True, rates=2)
+    share = few_shot.share_within(seconds, 0.25, list(Scope))
+    taken = replace(few_shot, train=share * few_shot.train, test=share * few_shot.test)  # type: ignore[arg-type]
+    whole = taken.seconds(0.25, list(Scope)) + taken.test * 0.25
+    assert whole == pytest.approx(seconds) if share < 1 else whole < seconds
+
+
+def test_nothing_fits_where_looking_at_dev_alone_takes_longer() -> None:
+    assert WORK.share_within(1, 0.5, [Scope.ROW]) == 0
+    assert WORK.share_within(10_000, 0.5, [Scope.ROW]) == 1

@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("report",),
     ("adaptation",),
     ("exchange",),
-    ("finished", "forecast", "trial"),
+    ("finished", "forecast", "pace", "trial"),
     ("composition",),
     ("search",),
     ("comparison",),

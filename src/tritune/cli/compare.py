@@ -25,6 +25,7 @@ from tritune.recipes.settings import CompareSettings
 if TYPE_CHECKING:
     from tritune.comparison import Plan
     from tritune.evaluate.record import Comparison
+    from tritune.models.load import Base
     from tritune.report.words import Lang
 
 RECORD, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
@@ -130,9 +131,19 @@ def command_of(ctx: typer.Context) -> str:
 
 
 def run(
-    settings: CompareSettings, out: Path, lang: Lang, progress: Progress, command: str, *, overwrite: bool
+    settings: CompareSettings,
+    out: Path,
+    lang: Lang,
+    progress: Progress,
+    command: str,
+    *,
+    overwrite: bool,
+    base: Base | None = None,
 ) -> Comparison:
     """Compare, and write everything that is known afterwards; where it was stopped before, go on.
+
+    Args:
+        base: where it is loaded already.
 
     Raises:
         Mismatch: something is missing, does not fit, or another run is in the way.
@@ -148,8 +159,8 @@ def run(
     from tritune.report.html import html
     from tritune.store.files import write_json, write_text
 
-    plan = _plan(settings)
-    base = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
+    plan = plan_of(settings)
+    base = base or load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
     with nullcontext() if going_on else folders.replacing(out, OWN, progress):
         if not going_on:
             resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})
@@ -212,7 +223,7 @@ def _configs(changes: Sequence[str]) -> dict[str, dict[str, object]]:
     return configs
 
 
-def _plan(settings: CompareSettings) -> Plan:
+def plan_of(settings: CompareSettings) -> Plan:
     """The plan, with every method's own settings checked."""
     from tritune.comparison import Plan
     from tritune.methods import method

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritune import packaged
 from tritune.cli import compare, given, options
 from tritune.cli.language import language
+from tritune.cli.loading import RUN, load_base, load_task
 from tritune.cli.progress import shown
 from tritune.cli.screen import page
 from tritune.models.locate import PACKAGED_BASES
 from tritune.progress import Progress
 from tritune.recipes.settings import CompareSettings
 from tritune.report import units
+from tritune.report.told import told
 
 if TYPE_CHECKING:
     from tritune.evaluate.record import Comparison
+    from tritune.models.load import Base
 
 RECIPE = "demo"
 TEXT = "an instant classic"
+#: rows come in steps of so many, and are never fewer
+STEP = 50
+#: of the time given, what loading, storing and the report are left
+MARGIN = 0.1
+
+Minutes = Annotated[
+    float,
+    typer.Option(
+        "--minutes", min=1, help="Take fewer rows where this machine would need longer, downloads apart.", metavar="M"
+    ),
+]
 
 
 def demo(
     ctx: typer.Context,
     out: options.Folder = Path("runs/demo"),
+    minutes: Minutes = 10.0,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -40,12 +55,17 @@ def demo(
 
     Example:
       tritune demo --out runs/demo
+      tritune demo --minutes 60 --out runs/demo     all rows, on a slow machine too
     """
-    settings = given.settings(CompareSettings, {}, RECIPE)
     with shown(quiet=quiet, lang=language(lang)) as progress:
-        compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
+        going_on = compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
+        settings = given.settings(CompareSettings, {}, str(out / RUN) if going_on else RECIPE)
         announce(settings, progress)
-        comparison = compare.run(settings, out, language(lang), progress, compare.command_of(ctx), overwrite=overwrite)
+        base = load_base(settings.base, settings.dtype, settings.device, progress)
+        if not going_on:
+            settings = within(minutes, settings, base, progress)
+        command = compare.command_of(ctx)
+        comparison = compare.run(settings, out, language(lang), progress, command, overwrite=overwrite, base=base)
     compare.tell(comparison, out, language(lang), as_json=as_json)
     if not as_json:
         _suggest(comparison, out)
@@ -59,6 +79,27 @@ def announce(settings: CompareSettings, progress: Progress) -> None:
     for one in wanted:
         size = units.size(one.wheel_bytes, "en")
         progress.say(f"  {one.requirement}, {size}, licence {one.license or 'not stated'}: {one.note}")
+
+
+def within(minutes: float, settings: CompareSettings, base: Base, progress: Progress) -> CompareSettings:
+    """As many rows as this machine gets through in that time, in as many steps."""
+    from tritune.comparison import scopes, work
+    from tritune.pace import seconds_per_row
+
+    assert settings.train_rows  # the recipe says how many
+    assert settings.test_rows
+    task, plan = load_task(settings, progress), compare.plan_of(settings)
+    share = work(task, plan).share_within(60 * minutes * (1 - MARGIN), seconds_per_row(base, task), scopes(plan))
+    if share == 1:
+        return settings
+    train, test = (fewer(rows, share) for rows in (settings.train_rows, settings.test_rows))
+    progress.say(told("fewer", progress.lang, minutes=f"{minutes:g}", train=train, test=test))
+    batch_tokens = round(settings.batch_tokens * train / settings.train_rows)
+    return settings.model_copy(update={"train_rows": train, "test_rows": test, "batch_tokens": batch_tokens})
+
+
+def fewer(rows: int, share: float) -> int:
+    return min(rows, max(STEP, int(share * rows) // STEP * STEP))
 
 
 def _suggest(comparison: Comparison, out: Path) -> None:

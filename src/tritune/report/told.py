@@ -41,6 +41,10 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "about {time} for all that follows, at this machine's speed",
         "всё остальное займёт на этой машине около {time}",
     ),
+    "fewer": (
+        "{train} training rows and {test} test rows, as many as fit into {minutes} min on this machine (--minutes)",
+        "строк обучения {train}, тестовых {test}: столько эта машина успеет примерно за {minutes} мин (--minutes)",
+    ),
     "diverged": ("{method}: rate {rate} diverged. {why}", "{method}: при скорости {rate} обучение разошлось. {why}"),
     "stopped_early": ("{name}: stopped early, no better on dev", "{name}: остановлено раньше, на dev уже не лучше"),
     "going_on": (
