@@ -1,10 +1,13 @@
-"""Published contrasts in small, on short movie reviews, by the product itself: three seeds, intervals, paired tests.
+"""Published contrasts in small, by the product itself: three seeds, intervals, paired tests. On two kinds of rows:
 
-    python -m benchmarks.contrasts                       runs the comparison (about an hour) and writes results/contrasts.md
-    python -m benchmarks.contrasts --summary-only        writes the page again from results/contrasts.json
+    python -m benchmarks.contrasts reviews               short movie reviews, two labels
+    python -m benchmarks.contrasts entities --rows FOLDER  kinds of named entities in short messages, six labels; FOLDER has
+                                                         {train,dev,test}.jsonl of WNUT 2017 with "tokens" and BIO "tags"
+    python -m benchmarks.contrasts                       only writes results/contrasts.md again from what was found
 
-Prompts at the input stay below deep prompts (P-tuning v2, 2110.07602); deep prompts, LoRA (2106.09685) and bottleneck
-adapters (1902.00751) come near full fine-tuning. Knows no torch: `tritune compare` does all the work.
+Prompts at the input stay below deep prompts (P-tuning v2, 2110.07602), and further below where the task is harder; deep
+prompts, LoRA (2106.09685) and bottleneck adapters (1902.00751) come near full fine-tuning. Each run takes about an hour on
+two slow cores. Knows no torch: `tritune compare` does all the work.
 """
 
 from __future__ import annotations
@@ -15,22 +18,21 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from tritune.evaluate.record import ExampleResult
 from tritune.evaluate.stats import compare_pairs
-from tritune.tasks.base import Example, Split
+from tritune.tasks.base import Split
 from tritune.tasks.classification import classification
 
 HERE = Path(__file__).parent
-RECIPE = HERE / "contrasts.yaml"
-RESULT = HERE / "results" / "contrasts.json"
 PAGE = HERE / "results" / "contrasts.md"
-#: reviews of at most so many words: the sizes that two cores get through
-WORDS = 14
+#: rows of at most so many words: the sizes that two cores get through
+WORDS = {"reviews": 14, "entities": 16}
+SHOWN = {"reviews": "movie reviews, two labels", "entities": "messages with a named entity, six labels (WNUT 2017)"}
 #: run again without a search: in the first run one seed of three collapsed at the rate that the search had chosen
 STEADY = "bottleneck at its default rate"
 #: what was published: (lower or equal, higher or equal, in words)
@@ -42,45 +44,79 @@ CONTRASTS = (
     (STEADY, "full", "the same"),
 )
 
+Row = tuple[str, str | None]
 
-def write_short(folder: Path) -> dict[str, Path]:
-    """Short reviews of each split, as the files that anybody would give."""
-    task = classification(train="movie-reviews")
-    files = {}
-    for split in Split:
-        files[split.value] = folder / f"{split.value}.csv"
-        with files[split.value].open("w", encoding="utf-8", newline="") as file:
+
+def recipe(study: str) -> Path:
+    return HERE / f"contrasts-{study}.yaml"
+
+
+def result(study: str) -> Path:
+    return HERE / "results" / f"contrasts-{study}.json"
+
+
+def reviews(split: Split) -> Iterator[Row]:
+    """Short ones of the packaged reviews."""
+    rows = ((row.fields["text"], row.label) for row in classification(train="movie-reviews").examples(split))
+    return ((text, label) for text, label in rows if len(text.split()) <= WORDS["reviews"])
+
+
+def entities(folder: Path, split: Split) -> Iterator[Row]:
+    """Every entity of every short message once, behind the message: what is it?"""
+    found: dict[Row, None] = {}
+    for line in (folder / f"{split.value}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if len(row["tokens"]) <= WORDS["entities"]:
+            message = " ".join(row["tokens"])
+            found |= {(f"{message} => {name}", kind): None for name, kind in spans(row["tokens"], row["tags"])}
+    return iter(found)
+
+
+def spans(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
+    """The words and the kind of each entity, from BIO tags."""
+    for start, tag in enumerate(tags):
+        if tag.startswith("B-"):
+            end = next((i for i in range(start + 1, len(tags)) if not tags[i].startswith("I-")), len(tags))
+            yield " ".join(tokens[start:end]), tag[2:]
+
+
+def write(folder: Path, rows: Mapping[Split, Iterable[Row]]) -> dict[Split, Path]:
+    """The files that anybody would give."""
+    files = {split: folder / f"{split.value}.csv" for split in rows}
+    for split, path in files.items():
+        with path.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["text", "label"])
-            table.writerows(_short(task.examples(split)))
+            table.writerows(rows[split])
     return files
 
 
-def _short(rows: Iterable[Example]) -> Iterable[tuple[str, str | None]]:
-    return ((row.fields["text"], row.label) for row in rows if len(row.fields["text"].split()) <= WORDS)
-
-
-def run(out: Path) -> None:
-    """`tritune compare` on the short reviews, twice; started again it goes on with what is missing."""
+def run(study: str, rows: Mapping[Split, Iterable[Row]], out: Path) -> None:
+    """`tritune compare`; started again it goes on with what is missing."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = write_short(Path(scratch))
-        given = [part for name, path in files.items() for part in (f"--{name}", str(path))]
-        command = [str(Path(sys.executable).parent / "tritune"), "compare", "--config", str(RECIPE), *given]
+        files = write(Path(scratch), rows)
+        given = [part for split, path in files.items() for part in (f"--{split.value}", str(path))]
+        command = [str(Path(sys.executable).parent / "tritune"), "compare", "--config", str(recipe(study)), *given]
         subprocess.run([*command, "--out", str(out)], check=True)
-        subprocess.run([*command, "--methods", "bottleneck", "--rates", "1.0", "--out", str(steady(out))], check=True)
+        if study == "reviews":
+            again = [*command, "--methods", "bottleneck", "--rates", "1.0"]
+            subprocess.run([*again, "--out", str(steady(out))], check=True)
 
 
 def steady(out: Path) -> Path:
     return out.with_name(f"{out.name}-default-rate")
 
 
-def assembled(out: Path, commit: str) -> dict[str, Any]:
-    """Both comparisons as one document."""
-    found, again = (json.loads((at / "comparison.json").read_text(encoding="utf-8")) for at in (out, steady(out)))
-    found["entries"] += [e | {"method": STEADY} for e in again["entries"] if e["method"] == "bottleneck"]
-    pairs = compare_pairs({STEADY: answers(steady(out), "bottleneck"), "full": answers(out, "full")})
-    found["pairs"] += [pair.model_dump(mode="json") for pair in pairs]
-    found["command"] = "python -m benchmarks.contrasts"  # the files of the real one are gone by now
+def assembled(study: str, out: Path, commit: str) -> dict[str, Any]:
+    """What was found, as one document."""
+    found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    if study == "reviews":
+        again = json.loads((steady(out) / "comparison.json").read_text(encoding="utf-8"))
+        found["entries"] += [e | {"method": STEADY} for e in again["entries"] if e["method"] == "bottleneck"]
+        pairs = compare_pairs({STEADY: answers(steady(out), "bottleneck"), "full": answers(out, "full")})
+        found["pairs"] += [pair.model_dump(mode="json") for pair in pairs]
+    # the files of the real command are gone by now
+    found["command"] = f"python -m benchmarks.contrasts {study}"
     return dict(found) | {"commit": commit, "processor": machine.processor()}
 
 
@@ -95,17 +131,23 @@ def answers(folder: Path, method: str) -> dict[int, tuple[ExampleResult, ...]]:
     }
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """The result in words and tables."""
+def page() -> str:
+    """All results in words and tables."""
+    parts = [section(study, json.loads(result(study).read_text("utf-8"))) for study in SHOWN if result(study).exists()]
+    return "\n".join(["# Published contrasts in small", "", "Written by `python -m benchmarks.contrasts`.", *parts])
+
+
+def section(study: str, found: Mapping[str, Any]) -> str:
     entries = [e for e in found["entries"] if e["train_rows"]]
     total = max(e["trainable_parameters"] for e in entries)
     n, seeds = entries[0]["n"], sorted({e["seed"] for e in entries})
     lines = [
-        "# Published contrasts in small",
         "",
-        f"Written by `{found['command']}` (settings: `benchmarks/contrasts.yaml`), commit {found['commit']}, "
-        f"{found['processor']['name']} with {found['processor']['cores']} cores. SmolLM2-135M on reviews of at most {WORDS} "
-        f"words, {entries[0]['train_rows']} training rows, {n} test rows, seeds {', '.join(map(str, seeds))}.",
+        f"## {SHOWN[study].capitalize()}",
+        "",
+        f"`{found['command']}` (settings: `benchmarks/{recipe(study).name}`), commit {found['commit']}, "
+        f"{found['processor']['name']} with {found['processor']['cores']} cores. SmolLM2-135M, rows of at most "
+        f"{WORDS[study]} words, {entries[0]['train_rows']} training rows, {n} test rows, seeds {', '.join(map(str, seeds))}.",
         "",
         "| method | accuracy by seed (95 % interval) | mean | trained parameters | share of full |",
         "|---|---|---|---|---|",
@@ -121,30 +163,38 @@ def page(found: Mapping[str, Any]) -> str:
         "| contrast as published | difference here (95 % interval) | p by example | said by the comparison |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*lines, *(_contrast(found["pairs"], *contrast) for contrast in CONTRASTS)]) + "\n"
+    return "\n".join([*lines, *contrasts(found["pairs"])]) + "\n"
 
 
-def _contrast(pairs: Iterable[Mapping[str, Any]], a: str, b: str, words: str) -> str:
-    pair = next(p for p in pairs if {p["a"], p["b"]} == {a, b})
-    sign = 1 if pair["a"] == a else -1
-    low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    return (
-        f"| {words} | {a} - {b}: {sign * pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}), n = {pair['n']} x "
-        f"{pair['seeds']} seeds | {pair['p_by_example']:.2g} | {pair['verdict']} |"
-    )
+def contrasts(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    by_methods = {frozenset((pair["a"], pair["b"])): pair for pair in pairs}
+    for a, b, words in CONTRASTS:
+        pair = by_methods.get(frozenset((a, b)))
+        if pair is None:
+            continue
+        sign = 1 if pair["a"] == a else -1
+        low, high = sorted((sign * pair["low"], sign * pair["high"]))
+        yield (
+            f"| {words} | {a} - {b}: {sign * pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}), n = {pair['n']} x "
+            f"{pair['seeds']} seeds | {pair['p_by_example']:.2g} | {pair['verdict']} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/contrasts"), help="the comparison's own folder")
-    parser.add_argument("--summary-only", action="store_true")
+    parser.add_argument("study", nargs="?", choices=SHOWN)
+    parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
+    parser.add_argument("--out", type=Path, help="the comparison's own folder (default: runs/contrasts-STUDY)")
     options = parser.parse_args()
-    if not options.summary_only:
-        commit = machine.commit()
-        run(options.out)
-        document = json.dumps(assembled(options.out, commit), indent=1, ensure_ascii=False)
-        RESULT.write_text(document + "\n", encoding="utf-8")
-    PAGE.write_text(page(json.loads(RESULT.read_text(encoding="utf-8"))), encoding="utf-8")
+    if options.study == "entities" and options.rows is None:
+        parser.error("'entities' needs --rows FOLDER")
+    if options.study:
+        out, commit = options.out or Path(f"runs/contrasts-{options.study}"), machine.commit()
+        rows = {s: reviews(s) if options.study == "reviews" else entities(options.rows, s) for s in Split}
+        run(options.study, rows, out)
+        document = json.dumps(assembled(options.study, out, commit), indent=1, ensure_ascii=False)
+        result(options.study).write_text(document + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
