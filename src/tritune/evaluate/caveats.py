@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Literal
 
 from tritune.evaluate.record import Caveat, Entry, ExampleResult, Pair
+from tritune.evaluate.stats import ALPHA
 from tritune.spec import Strategy
 
 Lang = Literal["en", "ru"]
@@ -36,6 +37,16 @@ TEXTS: Mapping[str, Mapping[Lang, str]] = {
     "seeds_undecided": {
         "en": "Shown by example, but not by seed: {pairs}. Another training run may turn out differently.",
         "ru": "Разница видна по примерам, но не по запускам: {pairs}. Новое обучение может дать другой итог.",
+    },
+    "seeds_contradict": {
+        "en": "Shown by example, but in one of the seeds it is the other way round: {pairs}. It counts as not shown.",
+        "ru": "Разница видна по примерам, но в одном из запусков она обратная: {pairs}. Она не считается показанной.",
+    },
+    "unstable": {
+        "en": "Seeds further apart than chance on the test rows explains: {methods}. Some runs failed to learn what others "
+        "did; a lower learning rate may hold them together.",
+        "ru": "Запуски расходятся сильнее, чем объяснила бы случайность тестовых строк: {methods}. Часть запусков не "
+        "выучила того, что другие; меньшая скорость обучения может это исправить.",
     },
     "small_test": {
         "en": "Small test set (n = {n}): the 95 % interval of a score is up to {width} wide; smaller differences are "
@@ -121,6 +132,7 @@ def caveats(
         _majority(results or {}),
         _near_duplicates(near_duplicates),
         _seeds(entries, pairs),
+        _unstable(entries),
         _test_size(entries),
         _dev_size(dev_rows),
         _train_rows(entries, train_rows_available),
@@ -211,6 +223,26 @@ def _seeds(entries: Sequence[Entry], pairs: Sequence[Pair]) -> Iterator[Caveat]:
     undecided = [pair for pair in pairs if pair.better and pair.p_by_seed is not None and pair.p_by_seed >= 0.05]
     if undecided:
         yield Caveat(key="seeds_undecided", values={"pairs": ", ".join(f"{pair.a} / {pair.b}" for pair in undecided)})
+
+    contradicted = [
+        pair for pair in pairs if not pair.better and (1.0 if pair.p_adjusted is None else pair.p_adjusted) < ALPHA
+    ]
+    if contradicted:
+        yield Caveat(
+            key="seeds_contradict", values={"pairs": ", ".join(f"{pair.a} / {pair.b}" for pair in contradicted)}
+        )
+
+
+def _unstable(entries: Sequence[Entry]) -> Iterator[Caveat]:
+    """Where the intervals of two seeds do not touch."""
+    apart = [
+        f"{method} ({min(scores):.3f} / {max(scores):.3f})"
+        for method, own in _trained(entries).items()
+        if max(entry.low for entry in own) > min(entry.high for entry in own)
+        for scores in [[entry.score for entry in own]]
+    ]
+    if apart:
+        yield Caveat(key="unstable", values={"methods": ", ".join(apart)})
 
 
 def _test_size(entries: Sequence[Entry]) -> Iterator[Caveat]:

@@ -61,6 +61,7 @@ def test_no_entries_no_caveats_but_the_missing_baseline() -> None:
         ((zero_shot(), *FIVE[:3]), {}, "few_seeds"),
         (FIVE, {}, "no_baseline"),
         ((zero_shot(score=0.9), *FIVE), {}, "not_above_baseline"),
+        ((zero_shot(), *FIVE[:4], entry(seed=4, score=0.5, low=0.45, high=0.55)), {}, "unstable"),
         ((zero_shot(low=0.6, high=0.8, n=60), *FIVE), {}, "small_test"),
         ((zero_shot(), *FIVE), {"dev_rows": 199}, "small_dev"),
         ((zero_shot(), *FIVE), {"train_rows_available": 1001}, "train_subset"),
@@ -103,6 +104,25 @@ def test_shown_by_example_but_not_by_seed() -> None:
     assert pairs[0].better == "a"
     entries = [zero_shot(), *(entry(method, seed=seed) for method in "ab" for seed in (0, 1))]
     assert "seeds_undecided" in [caveat.key for caveat in caveats(entries, pairs)]
+
+
+def test_shown_by_example_but_a_seed_says_the_opposite() -> None:
+    results = {
+        "a": {0: answers([1.0] * 100), 1: answers([1.0] * 80 + [0.0] * 20)},
+        "b": {0: answers([1.0] * 40 + [0.0] * 60), 1: answers([1.0] * 81 + [0.0] * 19)},
+    }
+    pairs = compare_pairs(results)
+    assert pairs[0].better is None
+    entries = [zero_shot(), *(entry(method, seed=seed) for method in "ab" for seed in (0, 1))]
+    found = {caveat.key: caveat for caveat in caveats(entries, pairs)}
+    assert found["seeds_contradict"].values == {"pairs": "a / b"}
+    assert "seeds_undecided" not in found
+
+
+def test_the_seeds_that_are_apart_are_told_with_their_scores() -> None:
+    entries = [zero_shot(), entry(score=0.8, low=0.7, high=0.9), entry(seed=1, score=0.5, low=0.4, high=0.69)]
+    [found] = [caveat for caveat in caveats(entries, ()) if caveat.key == "unstable"]
+    assert found.values == {"methods": "m (0.500 / 0.800)"}
 
 
 def gaps(text: str) -> set[str]:
