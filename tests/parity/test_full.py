@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import oracles
 from tests.oracles import base_of, stock_logits
 from tests.parity.seen import SEEN
-from tests.parity.test_peft import REAL, assert_close, assert_gradients_close, bare, move, ours, theirs
+from tests.parity.test_peft import REAL, assert_close, assert_gradients_close, bare, move, ours, slopes, theirs
 from tritune.methods.full import METHOD, Full
 
 CASES = {
@@ -55,7 +55,7 @@ def test_logits_and_gradients_are_those_of_transformers(name: str, case: str) ->
         penalty.backward()  # type: ignore[no-untyped-call]
         distance = torch.stack([(p - before[n]).square().sum() for n, p in trained.items()]).sum()
         (config.l2_sp / 2 * distance).backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad for n, p in trained.items() if p.grad is not None}
+    found = slopes(trained)
     assert_gradients_close(*(without_keys_biases(name, g) for g in (gradients, found)))
 
 

@@ -64,11 +64,16 @@ def ours(base: Base, delta: Delta) -> tuple[list[Tensor], dict[str, Tensor]]:
     with base.bind(delta):
         logits = packed_logits(base, ROWS)
         weighted_sum(logits).backward()
-    gradients = {}
-    for name, parameter in delta.trainable().items():
+    return [t.detach() for t in logits], slopes(delta.trainable())
+
+
+def slopes(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of each; all must have one."""
+    found = {}
+    for name, parameter in parameters.items():
         assert parameter.grad is not None, name
-        gradients[name] = parameter.grad
-    return [t.detach() for t in logits], gradients
+        found[name] = parameter.grad
+    return found
 
 
 def theirs(forward: Callable[[Sequence[int]], Tensor]) -> list[Tensor]:
