@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tritune.models.base import Batch, Span
@@ -66,6 +66,23 @@ def stock_logits(model: PreTrainedModel, row: Sequence[int], prompt_PD: Tensor |
         return model(input_ids=ids, use_cache=False).logits[0]
     embedded = torch.cat([prompt_PD[None], model.get_input_embeddings()(ids)], dim=1)
     return model(inputs_embeds=embedded, use_cache=False).logits[0, prompt_PD.shape[0] :]
+
+
+def logits_beside(
+    model: PreTrainedModel,
+    text: Sequence[int],
+    answer: Sequence[int],
+    front_PD: Tensor | None = None,
+    behind_PD: Tensor | None = None,
+) -> Tensor:
+    """(1 + n, V) of what follows a text, and of the n tokens of an answer: the row alone, its virtual tokens written between
+    the embeddings of its words."""
+    text_ND, answer_ND = (
+        model.get_input_embeddings()(torch.tensor(list(ids), dtype=torch.long)) for ids in (text, answer)
+    )
+    parts = [front_PD, text_ND, behind_PD, answer_ND]
+    inputs = torch.cat([part for part in parts if part is not None])
+    return model(inputs_embeds=inputs[None], use_cache=False).logits[0, -1 - len(answer) :]
 
 
 def rows_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
@@ -148,3 +165,36 @@ def bottleneck(u: Tensor, tensors: Mapping[str, Tensor], nonlinearity: str, scal
         "tanh": lambda t: (torch.exp(2 * t) - 1) / (torch.exp(2 * t) + 1),
     }[nonlinearity]
     return scaling * (f(h) @ tensors["up.weight"].T + tensors["up.bias"])
+
+
+class PromptNet(nn.Module):
+    """A prompt encoder: an LSTM over all rows or none, then layers row by row."""
+
+    def __init__(self, lstm: tuple[int, int] | None, *layers: nn.Module) -> None:
+        """`lstm`: its input width, and its width each way."""
+        super().__init__()
+        self.lstm = None if lstm is None else nn.LSTM(*lstm, num_layers=2, bidirectional=True, batch_first=True)
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, table_PD: Tensor) -> Tensor:
+        hidden = table_PD if self.lstm is None else self.lstm(table_PD[None])[0][0]
+        prompt_PD: Tensor = self.mlp(hidden)
+        return prompt_PD
+
+
+def _peft_lstm(D: int, H: int) -> PromptNet:
+    return PromptNet((D, H), nn.Linear(2 * H, 2 * H), nn.ReLU(), nn.Linear(2 * H, D))
+
+
+#: each net as its origin writes it down, by embedding width D and inner width H
+PROMPT_NETS: Mapping[tuple[str, str], Callable[[int, int], PromptNet]] = {
+    ("peft", "mlp"): lambda D, H: PromptNet(
+        None, nn.Linear(D, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D)
+    ),
+    ("peft", "lstm"): _peft_lstm,
+    ("nemo", "mlp"): lambda D, H: PromptNet(None, nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D)),
+    ("nemo", "lstm"): _peft_lstm,
+    ("thudm-lama", "lstm"): lambda D, _: PromptNet((D, D // 2), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D)),
+    ("thudm-fewshot", "lstm"): lambda D, _: PromptNet((D, D), nn.Linear(2 * D, D), nn.ReLU(), nn.Linear(D, D)),
+    ("thudm-fewshot", "mlp"): lambda D, _: PromptNet(None, nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D)),
+}

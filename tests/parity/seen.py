@@ -12,6 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:  # pytest wants to be there before what that brings along
     from tritune.models.load import Base
 
+#: what the page calls OPT where it norms after the sum
+POST_NORM = "opt-post-norm"
+
 
 @dataclass(frozen=True, order=True)
 class Variant:
@@ -24,11 +27,11 @@ class Variant:
 
 @dataclass
 class Gaps:
-    """Largest differences of one variant on some bases, as a share of the largest number wanted."""
+    """Largest differences of one variant on some bases, as a share of the largest number wanted. None: not compared."""
 
     bases: set[str] = field(default_factory=set)
     logits: float = 0.0
-    gradients: float = 0.0
+    gradients: float | None = None
 
 
 @dataclass
@@ -62,13 +65,15 @@ class Seen:
             self.cells[cell] = max(self.cells.get(cell, 0.0), gap)
         return gap
 
-    def note_variant(self, *, logits: float = 0.0, gradients: float = 0.0) -> None:
+    def note_variant(self, *, logits: float = 0.0, gradients: float | None = None) -> None:
         """What the variant that is being compared came to."""
         if self.variant is None or self.base is None:
             return
         gaps = self.variants.setdefault((self.variant, is_tiny(self.base)), Gaps())
         gaps.bases.add(family_of(self.base))
-        gaps.logits, gaps.gradients = max(gaps.logits, logits), max(gaps.gradients, gradients)
+        gaps.logits = max(gaps.logits, logits)
+        if gradients is not None:
+            gaps.gradients = max(gaps.gradients or 0.0, gradients)
 
 
 def is_tiny(base: Base) -> bool:
@@ -77,8 +82,10 @@ def is_tiny(base: Base) -> bool:
 
 
 def family_of(base: Base) -> str:
-    """What the page calls a base: a tiny one by its family, the real one by its name."""
-    return str(base.config.model_type) if is_tiny(base) else base.name
+    """What the page calls a base: a tiny one by its family (that which norms after the sum apart), the real one by name."""
+    if not is_tiny(base):
+        return base.name
+    return POST_NORM if getattr(base.config, "do_layer_norm_before", True) is False else str(base.config.model_type)
 
 
 def as_vectors(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:

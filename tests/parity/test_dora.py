@@ -14,7 +14,7 @@ from torch import Tensor
 from tests import oracles
 from tests.oracles import base_of, packed_logits, stock_logits
 from tests.parity.seen import SEEN
-from tests.parity.test_peft import REAL, ROWS, assert_close, assert_gradients_close, bare, moved, ours, run_peft
+from tests.parity.test_peft import REAL, ROWS, assert_close, assert_gradients_close, bare, move, moved, ours, run_peft
 from tritune.errors import NotMergeable
 from tritune.methods.base import Delta
 from tritune.methods.lora import METHOD, LoRA
@@ -116,21 +116,25 @@ DORAS = {
 }
 PLAIN = {
     "embedding": LoRA(rank=3, alpha=5.0, roles=(Role.EMBED,)),
-    "embedding, rank-stabilised, dropout": LoRA(rank=3, rank_stabilised=True, dropout=0.5, roles=(Role.EMBED,)),
+    "embedding, rank-stabilised, dropout": LoRA(
+        rank=3, alpha=3.0, rank_stabilised=True, dropout=0.5, roles=(Role.EMBED,)
+    ),
     "head": LoRA(rank=3, alpha=5.0, roles=(Role.HEAD,)),
     "both ends and a layer": LoRA(rank=2, alpha=5.0, roles=(Role.MLP_DOWN, *ENDS)),
 }
+FUSED = {"on a fused matrix": LoRA(rank=3, alpha=5.0, roles=(Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V))}
 
 
 @pytest.mark.parametrize(
     ("name", "case"),
     [
         *((name, case) for name in FAMILIES for case in (*DORAS, *PLAIN)),
-        *((REAL, case) for case in ("all linear", "ends", "both ends and a layer")),
+        *((REAL, case) for case in (*DORAS, *PLAIN)),
+        ("gpt-neox", "on a fused matrix"),  # the others of a fused matrix: test_peft.py
     ],
 )
 def test_logits_and_gradients_are_pefts(name: str, case: str) -> None:
-    base, config = base_of(name), (DORAS | PLAIN)[case]
+    base, config = base_of(name), (DORAS | PLAIN | FUSED)[case]
     SEEN.comparing("lora", f"DoRA, {case}" if config.dora else case, base)
     delta = moved(config, base)
     model, pairs = peft_model(base, delta, config)
@@ -141,15 +145,27 @@ def test_logits_and_gradients_are_pefts(name: str, case: str) -> None:
     assert_gradients_close(gradients, {n: parameter.grad[index] for n, (parameter, index) in pairs.items()})
 
 
-@pytest.mark.parametrize("roles", [(Role.ATTN_Q, Role.MLP_DOWN), (Role.ATTN_V, *ENDS)], ids=["layers", "ends"])
-@pytest.mark.parametrize("dora", [True, False])
-def test_dropout_while_training_is_pefts(dora: bool, roles: tuple[Role, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+LAYERS = (Role.ATTN_Q, Role.MLP_DOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "dora", "roles"),
+    [
+        (name, dora, roles)
+        for name in (REAL, "llama", "qwen3", "gemma2", "mistral", "opt-post-norm")
+        for dora in (True, False)
+        for roles in (LAYERS, (Role.ATTN_V, *ENDS))
+    ],
+)
+def test_dropout_while_training_is_pefts(
+    name: str, dora: bool, roles: tuple[Role, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both drop the same third of the features. DoRA drops what W is given too; the embedding drops nothing."""
 
     def every_third(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return x * (torch.arange(x.shape[-1]) % 3 != 0) / (1 - p) if training and p else x
 
-    base, config = base_of("llama"), LoRA(rank=3, alpha=5.0, dora=dora, dropout=0.25, roles=roles)
+    base, config = base_of(name), LoRA(rank=3, alpha=5.0, dora=dora, dropout=0.25, roles=roles)
     SEEN.comparing("lora", f"{'DoRA, ' if dora else ''}dropout while training", base)
     delta = moved(config, base)
     model, pairs = peft_model(base, delta, config)
@@ -158,7 +174,10 @@ def test_dropout_while_training_is_pefts(dora: bool, roles: tuple[Role, ...], mo
     for parameter, _ in pairs.values():
         parameter.grad = None
     monkeypatch.setattr(torch.nn.functional, "dropout", every_third)
-    wanted = run_peft(model.train())
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):  # not the base: OPT has dropout of its own
+            module.train()
+    wanted = run_peft(model)
     got, gradients = ours(base, delta.train())
     assert_close(got, wanted, still)
     assert_gradients_close(gradients, {n: parameter.grad[index] for n, (parameter, index) in pairs.items()})
@@ -182,22 +201,24 @@ def test_the_starts_are_pefts(name: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_dora_from_the_weights_is_pefts(start: Any) -> None:
+@pytest.mark.parametrize("name", [REAL, "llama-tied", "qwen3", "gemma2", "mistral", "opt-post-norm"])
+def test_dora_from_the_weights_is_pefts(name: str, start: Any) -> None:
     """PEFT takes the start out of the base first; the lengths are those of the untouched rows."""
-    base = base_of("llama-tied")
-    config = LoRA(rank=3, alpha=3.0, roles=(Role.ATTN_O, Role.MLP_DOWN), start=start, dora=True)
+    base = base_of(name)
+    # of the real base only the smallest matrices: a decomposition of each of its layers takes its time
+    roles = (Role.ATTN_K,) if name == REAL else (Role.ATTN_O, Role.MLP_DOWN)
+    config = LoRA(rank=3, alpha=3.0, roles=roles, start=start, dora=True)
     SEEN.comparing("lora", f"DoRA, {start}", base)
     delta = METHOD.init(config, base, torch.Generator()).eval()
     model, pairs = peft_model(base, delta, config, init_lora_weights=start)
     pairs = {n: (p, (...,)) for n, (p, _) in pairs.items()}  # ours is of twice the rank with what is taken out
-    generator = torch.Generator().manual_seed(1)
+    move(delta, 0.1 if name != REAL else 0.02)
     with torch.no_grad():
         for tensor_name, parameter in delta.trainable().items():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
             pairs[tensor_name][0].copy_(parameter)
     wanted = run_peft(model)
     got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare("llama-tied"))
+    assert_close(got, wanted, bare(name))
     assert_gradients_close(gradients, {n: p.grad for n, (p, _) in pairs.items()})
 
 

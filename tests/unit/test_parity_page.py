@@ -5,11 +5,13 @@ What can be exchanged is found by writing it, so a new codec without a row is to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.parity.cover import EXCEPTIONS, breaches, footnotes, lacking, told
+from tests.parity.seen import POST_NORM, Gaps, Seen, Variant
 from tests.unit.exchange.conftest import adapted
 from tests.unit.models import tiny_gguf
 from tritune.errors import Mismatch, NotMergeable
@@ -64,13 +66,62 @@ def test_the_page_names_everything_that_goes_out(format: str, base: Base, tmp_pa
         assert written == {kind for kind, where in shown if where == REAL}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "full"])
+@pytest.mark.parametrize("kind", METHODS)
 def test_the_page_has_every_method_beside_its_reference(kind: str) -> None:
-    """Full fine-tuning is the model itself: nothing else computes it."""
     found = [row for row in rows("Beside the reference implementations") if row[0] == kind and row[2] != "formula"]
+    assert found
     families = {family for row in found for family in row[3].split(", ")} - {"-"}
     assert len(families) >= 5
-    assert "opt" in families, "norms after the sum"
+    assert POST_NORM in families
     figures = [figure for row in found for figure in row[4:]]
     assert all(float(figure) < 1e-4 for figure in figures if figure != "-")
     assert any(row[6] != "-" for row in found), "on the real base"
+
+
+# --- which bases a run must have seen ---
+
+PLAIN = Variant("lora", "plain", "PEFT")
+ALL = ("llama", "gemma2", "mistral", "qwen3", POST_NORM)
+
+
+def seen(bases: Iterable[str], *, real: bool = True, gradients: float | None = 1e-6, variant: Variant = PLAIN) -> Seen:
+    found = Seen(variants={(variant, True): Gaps(set(bases), 1e-6, gradients)})
+    if real:
+        found.variants[variant, False] = Gaps({REAL}, 1e-6, gradients)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "missing"),
+    [
+        (seen(ALL), []),
+        (seen(ALL, real=False), ["SmolLM2-135M"]),
+        (seen(("llama", "gemma2", "mistral", POST_NORM)), ["4 families beside llama (only gemma2, mistral, opt)"]),
+        (
+            seen(("llama", "gemma2", "mistral", "opt", POST_NORM)),
+            ["4 families beside llama (only gemma2, mistral, opt)"],
+        ),
+        (seen(("gemma2", "mistral", "qwen3", "opt")), [POST_NORM]),
+        (seen(ALL, gradients=None), ["gradients of tiny bases", "gradients of SmolLM2-135M"]),
+    ],
+    ids=["all", "no real", "three families", "one family twice", "no post-norm", "no gradients"],
+)
+def test_what_a_variant_was_not_compared_on_is_named(found: Seen, missing: list[str]) -> None:
+    assert lacking(found, PLAIN) == missing
+    said = [line for line in breaches(found) if line.startswith("lora, plain (PEFT)")]
+    assert said == ([f"lora, plain (PEFT): was not compared on {'; '.join(missing)}"] if missing else [])
+
+
+def test_a_merge_has_no_gradients_to_lack() -> None:
+    merged = Variant("merge", "linear", "PEFT")
+    assert not lacking(seen(ALL, gradients=None, variant=merged), merged)
+
+
+def test_an_exception_that_nothing_needs_is_told() -> None:
+    fused = next(iter(EXCEPTIONS))
+    assert any(line.startswith(told(fused)) for line in breaches(seen(ALL, variant=fused)))
+    assert not any(line.startswith(told(fused)) for line in breaches(seen(("gpt2",), real=False, variant=fused)))
+
+
+def test_the_page_lists_the_exceptions() -> None:
+    assert footnotes() in PAGE.read_text(encoding="utf-8")

@@ -55,8 +55,11 @@ class FrozenMaps:
         """(N, E), or None where some map must run by itself."""
         if not self.joinable:
             return None
-        if any(m.weight is not own or own.requires_grad for m, own in zip(self.modules, self.own, strict=True)):
-            return None  # weights of an edit's own, or no longer frozen: they need gradients
+        biases: list[Tensor | None] = [module.bias for module in self.modules]
+        now = [*(module.weight for module in self.modules), *(bias for bias in biases if bias is not None)]
+        own = [*self.own, *self.own_biases]
+        if any(a is not b or b.requires_grad for a, b in zip(now, own, strict=True)):
+            return None  # weights or biases of an edit's own, or no longer frozen: they need gradients
         found: list[Mapping[int | None, LowRank]] = []
         for site in self.sites:
             term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}

@@ -1,4 +1,4 @@
-"""Merged LoRAs against plain numpy, number by number, and against PEFT where it works on the changes themselves."""
+"""Merged LoRAs against plain numpy, number by number. Beside PEFT they stand in tests/parity/test_composition.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from torch import Tensor
 
 import tritune as tt
-from tests.oracles import base_of, packed_logits, rows_of, stock
+from tests.oracles import base_of, packed_logits, rows_of
 from tests.unit.exchange.conftest import adapted
 from tritune.adaptation import Adaptation
 from tritune.composition.merging import HOWS, How, Merged, merge
@@ -187,40 +186,6 @@ def test_dare_ties_elects_among_what_was_kept() -> None:
         one, two = (changes(part)[key] / density for part in parts)
         possible = np.stack([np.zeros_like(one), one, two, (one + two) / 2])
         assert (np.abs(possible - change).min(0) < 1e-4 * np.abs(one).max()).all()
-
-
-# --- PEFT ---
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("how", "theirs", "density"), [("linear", "cat", None), ("svd", "svd", None), ("ties", "ties_svd", 0.3)]
-)
-def test_it_is_what_peft_makes_of_plain_loras(how: How, theirs: str, density: float | None) -> None:
-    configs = [LoRA(rank=3, alpha=6.0), LoRA(rank=2, alpha=1.0)]
-    parts, weights = [lora(configs[0]), lora(configs[1], 1)], [0.7, 0.4]
-    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    given = [
-        peft.LoraConfig(r=c.rank, lora_alpha=c.alpha, target_modules=linear, task_type="CAUSAL_LM") for c in configs
-    ]  # type: ignore[arg-type]
-    model = peft.get_peft_model(stock(base_of(TINY)), given[0], "p0")
-    model.add_adapter("p1", given[1])
-    names = {module: name for name, module in base_of(TINY).model.named_modules()}
-    modules = {
-        place.site.key: model.base_model.model.get_submodule(names[place.module])
-        for place in base_of(TINY).places
-        if place.site.key in changes(parts[0])
-    }
-    with torch.no_grad():
-        for i, part in enumerate(parts):
-            for key, module in modules.items():
-                module.lora_A[f"p{i}"].weight.copy_(part.delta.export()[f"{key}.A"])
-                module.lora_B[f"p{i}"].weight.copy_(part.delta.export()[f"{key}.B"])
-    model.add_weighted_adapter(["p0", "p1"], weights, "sum", theirs, density=density)  # type: ignore[arg-type]
-    found = changes(merge(parts, how, weights=weights, density=density).adaptation)
-    for key, module in modules.items():
-        wanted = module.get_delta_weight("sum").detach().numpy()
-        np.testing.assert_allclose(found[key], wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 # --- an ordinary LoRA comes out; what cannot come in is told ---

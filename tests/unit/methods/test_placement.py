@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.oracles import base_of, stock_of
+from tests.oracles import base_of, logits_beside, stock_of
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method_of
 from tritune.methods.base import Bank, Delta
@@ -55,12 +55,8 @@ def moved(config: MethodConfig, base: Base, seed: int = 0) -> Delta:
 
 
 def written_out(name: str, row: Encoded, answer: Sequence[int], front: Tensor, behind: Tensor) -> Tensor:
-    """Log-probability of an answer: the row alone, its virtual tokens written between the embeddings of its words."""
-    model = stock_of(name)
-    embed = model.get_input_embeddings()
-    context, rest = (embed(torch.tensor(list(ids), dtype=torch.long)) for ids in (row.context, answer[:-1]))
-    inputs = torch.cat([front, context, behind, rest])
-    logits = model(inputs_embeds=inputs[None], use_cache=False).logits[0, -len(answer) :]
+    """Log-probability of an answer, row by row."""
+    logits = logits_beside(stock_of(name), row.context, answer[:-1], front, behind)
     return torch.log_softmax(logits, -1)[range(len(answer)), list(answer)].sum()
 
 

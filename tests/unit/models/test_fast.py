@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritune.methods import METHODS, method
+from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
+from tritune.methods.full import Full
 from tritune.methods.lora import LoraDelta
 from tritune.models.base import BARE, IGNORE, Batch, Span
 from tritune.models.load import Base
 from tritune.models.probe import TOLERANCE, probe
 from tritune.models.tiny import tiny_base
+from tritune.spec import MethodConfig
 from tritune.train.loop import batch_loss
 
 #: the families that have twins; Qwen 2 has biases, Qwen 3 norms queries and keys, Mistral looks back six tokens
@@ -37,9 +39,9 @@ def batch_labels(given: Batch) -> Tensor:
     return given.labels_N
 
 
-def shaken(base: Base, kind: str, variant: int, seed: int) -> Delta:
+def shaken(base: Base, config: MethodConfig, seed: int) -> Delta:
     """A delta none of whose tensors is zero."""
-    delta = method(kind).init(method(kind).variants[variant], base, torch.Generator().manual_seed(seed)).eval()
+    delta = method_of(config).init(config, base, torch.Generator().manual_seed(seed)).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in delta.trainable().values():
@@ -47,8 +49,8 @@ def shaken(base: Base, kind: str, variant: int, seed: int) -> Delta:
     return delta
 
 
-def loss_and_slopes(base: Base, kind: str, variant: int, twins: bool) -> tuple[float, dict[str, Tensor]]:
-    delta = shaken(base, kind, variant, seed=1)
+def loss_and_slopes(base: Base, config: MethodConfig, twins: bool) -> tuple[float, dict[str, Tensor]]:
+    delta = shaken(base, config, seed=1)
     base.twins = twins
     with base.bind(delta):
         loss = batch_loss(base, batch())
@@ -60,17 +62,25 @@ def loss_and_slopes(base: Base, kind: str, variant: int, twins: bool) -> tuple[f
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twins_learn_what_the_modules_learn(family: str, kind: str) -> None:
     base = tiny_base(family)
-    for variant in range(len(method(kind).variants)):
-        (fast, fast_slopes), (slow, slow_slopes) = (loss_and_slopes(base, kind, variant, t) for t in (True, False))
-        assert fast == pytest.approx(slow, rel=1e-5)
-        assert fast_slopes.keys() == slow_slopes.keys()
-        for name, slope in slow_slopes.items():
-            torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+    for config in method(kind).variants:
+        assert_twins_agree(base, config)
+
+
+def test_twins_learn_biases_where_the_matrices_stay() -> None:
+    assert_twins_agree(tiny_base("qwen2"), Full(parts=("bias",)))
+
+
+def assert_twins_agree(base: Base, config: MethodConfig) -> None:
+    (fast, fast_slopes), (slow, slow_slopes) = (loss_and_slopes(base, config, twins) for twins in (True, False))
+    assert fast == pytest.approx(slow, rel=1e-5)
+    assert fast_slopes.keys() == slow_slopes.keys()
+    for name, slope in slow_slopes.items():
+        torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def mixed_loss_and_slopes(base: Base, kinds: Sequence[str], twins: bool) -> tuple[float, dict[str, Tensor]]:
     """Three spans of one slot's, of which the first is shared, and one of another's; BARE is a third."""
-    deltas = {7 - i: shaken(base, kind, 0, seed=i) for i, kind in enumerate(kinds)}
+    deltas = {7 - i: shaken(base, method(kind).variants[0], seed=i) for i, kind in enumerate(kinds)}
     base.twins = twins
     rows = batch()
     spans = (*rows.spans, Span(33, 4))
@@ -99,7 +109,8 @@ def test_twins_keep_the_rows_of_several_adaptations_apart(family: str, kinds: Se
 def test_a_bank_of_low_rank_terms_calls_no_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise several at once would cost one gathering per slot and site."""
     base = tiny_base("llama")
-    bank = Bank({7: shaken(base, "lora", 0, seed=0), 6: shaken(base, "lora", 1, seed=1)})
+    first, second = method("lora").variants[:2]
+    bank = Bank({7: shaken(base, first, seed=0), 6: shaken(base, second, seed=1)})
     rows = replace(batch(), slots=(7, 7, 7, 6))
     with base.bind(bank):
         fast = base.logits(rows, torch.arange(33))
@@ -144,7 +155,7 @@ def test_two_bases_on_one_model_know_of_each_other() -> None:
     """Otherwise the later one's twins would pass over what is bound to the earlier one."""
     first = tiny_base("llama")
     second = Base(first.model, first.tokenizer, "second", first.digests)
-    delta = shaken(first, "lora", 0, seed=1)
+    delta = shaken(first, method("lora").variants[0], seed=1)
     bare = second.logits(batch(), torch.arange(33))
     with first.bind(delta):
         assert not torch.allclose(first.logits(batch(), torch.arange(33)), bare, atol=1e-3)
