@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 PAGE = HERE / "results" / "contrasts.md"
 #: rows of at most so many words: the sizes that two cores get through
 WORDS = {"reviews": 14, "entities": 16}
-SHOWN = {"reviews": "movie reviews, two labels", "entities": "messages with a named entity, six labels (WNUT 2017)"}
+SHOWN = {"reviews": "Movie reviews, two labels", "entities": "Messages with a named entity, six labels (WNUT 2017)"}
 #: of SmolLM2-135M
 PARAMETERS = 134_515_008
 #: run again without a search: in the first run one seed of three collapsed at the rate that the search had chosen
@@ -117,8 +117,11 @@ def assembled(study: str, out: Path, commit: str) -> dict[str, Any]:
         found["entries"] += [e | {"method": STEADY} for e in again["entries"] if e["method"] == "bottleneck"]
         pairs = compare_pairs({STEADY: answers(steady(out), "bottleneck"), "full": answers(out, "full")})
         found["pairs"] += [pair.model_dump(mode="json") for pair in pairs]
-    # the files of the real command are gone by now
-    found["command"] = f"python -m benchmarks.contrasts {study}"
+    # files and folders of the real command are this machine's own, and gone by now
+    for entry in found["entries"]:
+        entry["adaptation"] = entry["adaptation"] and Path(entry["adaptation"]).name
+    found["task"]["sources"] = {split: Path(path).name for split, path in found["task"]["sources"].items()}
+    found["command"] = f"python -m benchmarks.contrasts {study}{' --rows FOLDER' if study == 'entities' else ''}"
     return dict(found) | {"commit": commit, "processor": machine.processor()}
 
 
@@ -144,7 +147,7 @@ def section(study: str, found: Mapping[str, Any]) -> str:
     n, seeds = entries[0]["n"], sorted({e["seed"] for e in entries})
     lines = [
         "",
-        f"## {SHOWN[study].capitalize()}",
+        f"## {SHOWN[study]}",
         "",
         f"`{found['command']}` (settings: `benchmarks/{recipe(study).name}`), commit {found['commit']}, "
         f"{found['processor']['name']} with {found['processor']['cores']} cores. SmolLM2-135M, rows of at most "
