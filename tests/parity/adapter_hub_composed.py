@@ -1,6 +1,6 @@
 """What both sides of the comparison of stacked and fused adapters share: cases and weights.
 
-Models are those of `adapter_hub.py`.
+Models are those of `adapter_hub.py`; LIVE and RECORDED mean what they mean there.
 Read by `record_adapter_hub_composed.py` in an environment with the `adapters` package and by
 `test_adapter_hub_composed.py` in ours; knows neither.
 """
@@ -30,8 +30,16 @@ CASES: Mapping[str, tuple[str, tuple[Adapter, ...], str | None]] = {
     "fusion behind attention on the whole stream": ("fuse", (_ATTENTION, _ATTENTION), "dynamic"),
     "fusion of three at both blocks": ("fuse", (_DOUBLE, _DOUBLE_WIDE, _DOUBLE), "dynamic"),
 }
-#: which cases each model sees; OPT's feed-forward is flattened there, which their fusion does not take
-SEEN: Mapping[str, tuple[str, ...]] = {
+_STACKS = tuple(name for name, (how, _, _) in CASES.items() if how == "stack")
+#: model -> the cases that it sees where the package can run; the real one has its name from `adapter_hub.py`
+LIVE: Mapping[str, tuple[str, ...]] = {
+    **{name: tuple(CASES) for name in ("llama", "mistral", "gpt2", "qwen2", "gpt-neox", "opt-post-norm")},
+    # No fusion yet: gradients of queries and keys nearly cancel at saturated tokens there, and float32 is up to 2e-3 away
+    # from float64 in the package as here.
+    "smollm2-135m": _STACKS,
+}
+#: model -> the cases that are recorded of it
+RECORDED: Mapping[str, tuple[str, ...]] = {
     **{name: tuple(CASES) for name in ("llama", "gpt2", "qwen2")},
     "opt-post-norm": tuple(
         name for name, (how, parts, _) in CASES.items() if how == "stack" or parts == (_ATTENTION, _ATTENTION)
