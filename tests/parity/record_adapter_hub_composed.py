@@ -14,7 +14,7 @@ import adapters
 import record_adapter_hub  # sets up hooks layer by layer
 import torch
 from adapter_hub import adapter_value, our_names, rows, weights
-from adapter_hub_composed import CASES, LIVE, RECORDED, nudged
+from adapter_hub_composed import CASES, LIVE, RECORDED, case_on, nudged
 from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
 
@@ -48,7 +48,7 @@ def composed(model_name: str, case: str, folder: str | None) -> Any:
     plug = record_adapter_hub.PLUGS.get(model_name)
     interface = plug and adapters.AdapterModelInterface(adapter_methods=["bottleneck"], layer_cross_attn=None, **plug)
     adapters.init(model, interface=interface)
-    how, parts, fusion = CASES[case]
+    how, parts, fusion = case_on(model_name, case)
     names = list(NAMES[: len(parts)])
     for name, (preset, changes) in zip(names, parts, strict=True):
         model.add_adapter(name, config=adapters.AdapterConfig.load(preset, **changes))
@@ -68,7 +68,8 @@ def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Te
         for theirs, parameter in model.named_parameters():
             if ours[theirs] is not None:  # the keys' bias too, which is not ours: it must make no difference
                 name = str(ours[theirs])
-                parameter.copy_(nudged(name, adapter_value(name, tuple(parameter.shape), model_name)))
+                drawn = adapter_value(name, tuple(parameter.shape), model_name)
+                parameter.copy_(nudged(name, drawn, model_name))
     logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows(model_name)]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
     # the package gives a fusion to layers without adapters too, where nothing reaches it
@@ -84,7 +85,7 @@ def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Te
 
 def main(out: Path, folder: str | None) -> None:
     recorded: dict[str, torch.Tensor] = {}
-    for model, cases in (LIVE if folder else RECORDED).items():
+    for model, cases in (dict.fromkeys(LIVE, tuple(CASES)) if folder else RECORDED).items():
         for case in cases:
             recorded |= record(model, case, folder)
     made_with = {"adapters": adapters.__version__, "torch": torch.__version__}

@@ -110,7 +110,7 @@ def assert_as_in_package(
         bare = torch.cat(packed_logits(base, given))
     wanted = package[f"{cell}/logits"]
     assert not torch.allclose(bare, wanted, atol=1e-2), "the adapters make a difference"
-    gap = seen.SEEN.note([torch.cat(logits)], [wanted])
+    gap = seen.SEEN.note([torch.cat([*logits])], [wanted])
     seen.SEEN.note_variant(logits=gap)
     assert gap < 1e-4
     trained = delta.trainable()
@@ -120,7 +120,7 @@ def assert_as_in_package(
     assert float(recorded.abs().max()) > 0.1
     ours = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
     assert ours.keys() == trained.keys()
-    package_own = seen.as_vectors(dict(zip(sorted(trained), recorded.split(sizes), strict=True)))
+    package_own = seen.as_vectors(dict(zip(sorted(trained), recorded.split(sizes), strict=True)))  # type: ignore[no-untyped-call]
     for name, gradient in seen.as_vectors(ours).items():
         theirs = package_own[name]
         if not theirs.any():  # behind relu, a narrow adapter may have nothing to learn

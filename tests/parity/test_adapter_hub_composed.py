@@ -1,7 +1,7 @@
 """Stacked and fused bottleneck adapters against adapter-hub's own package: logits and gradients.
 
-Live where TRITUNE_ADAPTERS_PYTHON names a Python that has the package: all on a tiny Llama and on five more families, one of
-them post-norm, stacks on SmolLM2-135M too; else part of it, as recorded (`record_adapter_hub_composed.py`).
+Live where TRITUNE_ADAPTERS_PYTHON names a Python that has the package: all on SmolLM2-135M, on a tiny Llama and on five more
+families, one of them post-norm; else part of it, as recorded (`record_adapter_hub_composed.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.oracles import packed_logits
 from tests.parity import seen
 from tests.parity.adapter_hub import adapter_value, rows, weights
-from tests.parity.adapter_hub_composed import CASES, LIVE, RECORDED, nudged
+from tests.parity.adapter_hub_composed import CASES, LIVE, RECORDED, case_on, nudged
 from tests.parity.test_adapter_hub import PYTHON, assert_as_in_package, base_named, computed_live, own_config
 from tritune.methods import method_of
 from tritune.methods.fusion import Fusion
@@ -24,11 +24,11 @@ from tritune.methods.stack import Stack
 
 RECORDING = Path(__file__).with_name("adapter_hub_composed.safetensors")
 RECORDED_CELLS = [(model, case) for model, cases in RECORDED.items() for case in cases]
-CELLS = [(model, case) for model, cases in LIVE.items() for case in cases] if PYTHON else RECORDED_CELLS
+CELLS = [(model, case) for model in LIVE for case in CASES] if PYTHON else RECORDED_CELLS
 
 
-def config_of(case: str) -> Stack | Fusion:
-    how, parts, fusion = CASES[case]
+def config_of(model: str, case: str) -> Stack | Fusion:
+    how, parts, fusion = case_on(model, case)
     configs = tuple(own_config(*part) for part in parts)
     return Stack.of(configs) if how == "stack" else Fusion(parts=configs, value=fusion == "dynamic")
 
@@ -51,11 +51,11 @@ def test_the_recording_is_of_these_cases(package: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(("model", "case"), CELLS)
 def test_composed_adapters_are_adapter_hubs(model: str, case: str, package: dict[str, Tensor]) -> None:
-    base, config = base_named(model), config_of(case)
+    base, config = base_named(model), config_of(model, case)
     its = method_of(config)
     seen.SEEN.comparing(its.kind, case, base, "adapters")
     tensors = {
-        name: nudged(name, adapter_value(name, shape, model)) for name, shape in its.shapes(config, base).items()
+        name: nudged(name, adapter_value(name, shape, model), model) for name, shape in its.shapes(config, base).items()
     }
     delta = its.load(config, base, tensors).eval()
     with base.bind(delta):
