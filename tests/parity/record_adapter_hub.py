@@ -6,8 +6,9 @@
                                                                 whose config is as `exchange/adapter_hub/older.py` makes it
 
 The package pins a transformers that cannot stand beside ours. Llama, Mistral and GPT-2 run through its own model classes,
-the others through its plug-in interface. There, its hooks would all use the last layer's norm (a closure in a loop); they
-are set up layer by layer here, so that every layer has its own.
+the others through its plug-in interface, or, where an option needs its own classes, as the Llama that they are but for names.
+In the interface, its hooks would all use the last layer's norm (a closure in a loop); they are set up layer by layer here, so
+that every layer has its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,21 @@ from typing import Any
 
 import adapters
 import torch
-from adapter_hub import CASES, MODELS, REAL, SEEN, adapter_value, base_value, our_names, rows, weights
+from adapter_hub import (
+    AS_LLAMA,
+    LIVE,
+    MODELS,
+    NATIVE_ONLY,
+    REAL,
+    RECORDED,
+    adapter_value,
+    base_value,
+    case_on,
+    llama_value,
+    our_names,
+    rows,
+    weights,
+)
 from adapters.methods import METHOD_INIT_MAPPING  # which function sets up the hooks of a kind of adapter
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -38,19 +53,21 @@ _LLAMA_PLUG = {
     "layer_pre_self_attn": "input_layernorm",
     "layer_pre_ffn": "post_attention_layernorm",
 }
+_NEOX_PLUG = {
+    "model_embeddings": "embed_in",
+    "model_layers": "layers",
+    "layer_self_attn": "attention",
+    "attn_qkv_proj": "query_key_value",
+    "attn_o_proj": "dense",
+    "layer_intermediate_proj": "mlp.dense_h_to_4h",
+    "layer_output_proj": "mlp.dense_4h_to_h",
+    "layer_pre_self_attn": "input_layernorm",
+    "layer_pre_ffn": "post_attention_layernorm",
+}
 PLUGS = {
     "qwen2": _LLAMA_PLUG,
-    "gpt-neox": {
-        "model_embeddings": "embed_in",
-        "model_layers": "layers",
-        "layer_self_attn": "attention",
-        "attn_qkv_proj": "query_key_value",
-        "attn_o_proj": "dense",
-        "layer_intermediate_proj": "mlp.dense_h_to_4h",
-        "layer_output_proj": "mlp.dense_4h_to_h",
-        "layer_pre_self_attn": "input_layernorm",
-        "layer_pre_ffn": "post_attention_layernorm",
-    },
+    "gpt-neox": _NEOX_PLUG,
+    "gpt-neox-one-head": _NEOX_PLUG,
     "opt-post-norm": {
         **_LLAMA_PLUG,
         "model_embeddings": "decoder.embed_tokens",
@@ -78,21 +95,24 @@ HOOKS = METHOD_INIT_MAPPING["bottleneck"]
 METHOD_INIT_MAPPING["bottleneck"] = layer_by_layer
 
 
-def base(model_name: str, folder: str | None) -> Any:
+def base(model_name: str, folder: str | None, as_llama: bool = False) -> Any:
+    """One of MODELS, or the packaged base, which is in a folder; `as_llama`: as AS_LLAMA has it."""
     if model_name == REAL:
         return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="eager")
-    kind, options = MODELS[model_name]
+    kind, options = (AS_LLAMA if as_llama else MODELS)[model_name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(base_value(name, tuple(parameter.shape)))
+            shape = tuple(parameter.shape)
+            parameter.copy_(llama_value(name, shape, model_name) if as_llama else base_value(name, shape))
     return model
 
 
 def adapted(model_name: str, case: str, folder: str | None) -> Any:
-    model = base(model_name, folder)
-    preset, changes = CASES[case]
-    plug = PLUGS.get(model_name)
+    as_llama = model_name in AS_LLAMA and case in NATIVE_ONLY
+    model = base(model_name, folder, as_llama)
+    preset, changes = case_on(model_name, case)
+    plug = None if as_llama else PLUGS.get(model_name)
     methods = ["lora" if preset == "lora" else "bottleneck"]
     interface = plug and adapters.AdapterModelInterface(adapter_methods=methods, layer_cross_attn=None, **plug)
     adapters.init(model, interface=interface)
@@ -104,7 +124,7 @@ def adapted(model_name: str, case: str, folder: str | None) -> Any:
 
 def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Tensor]:
     model = adapted(model_name, case, folder)
-    letters = CASES[case][1].get("attn_matrices", ["q", "v"])
+    letters = case_on(model_name, case)[1].get("attn_matrices", ["q", "v"])
     trained = {our_names(name, letters): p for name, p in model.named_parameters() if p.requires_grad}
     assert () not in trained, "only adapters train"
     with torch.no_grad():
@@ -129,7 +149,7 @@ def split(names: tuple[str, ...], tensor: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def main(out: Path, folder: str | None) -> None:
-    cells = [(model, case) for model, cases in SEEN.items() for case in cases if folder or model != REAL]
+    cells = [(model, case) for model, cases in (LIVE if folder else RECORDED).items() for case in cases]
     recorded = {name: t for model, case in cells for name, t in record(model, case, folder).items()}
     made_with = {"adapters": adapters.__version__, "torch": torch.__version__}
     save_file(recorded, out, made_with)

@@ -1,8 +1,6 @@
-"""Records what adapter-hub's package computes with stacked and fused adapters, for `test_adapter_hub_composed.py`.
+"""What adapter-hub's package computes with stacked and fused adapters, for `test_adapter_hub_composed.py`.
 
-In the environment that `record_adapter_hub.py` describes, and with its models:
-
-    /tmp/hub/bin/python tests/parity/record_adapter_hub_composed.py [FILE]
+In the environment that `record_adapter_hub.py` describes, with its models and the same arguments: none, or OUT FOLDER.
 """
 
 from __future__ import annotations
@@ -15,11 +13,10 @@ from typing import Any
 import adapters
 import record_adapter_hub  # sets up hooks layer by layer
 import torch
-from adapter_hub import MODELS, adapter_value, base_value, our_names, rows, weights
-from adapter_hub_composed import CASES, SEEN, nudged
+from adapter_hub import adapter_value, our_names, rows, weights
+from adapter_hub_composed import CASES, LIVE, RECORDED, case_on, nudged
 from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 OUT = Path(__file__).with_name("adapter_hub_composed.safetensors")
 NAMES = "abc"
@@ -38,16 +35,20 @@ def composed_name(theirs: str) -> str | None:
     return f"parts.{NAMES.index(own[1])}.{inner}"
 
 
-def composed(model_name: str, case: str) -> Any:
-    kind, options = MODELS[model_name]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(base_value(name, tuple(parameter.shape)))
+def in_rows(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """OPT's feed-forward runs on tokens without rows, which the package's fusion does not take; this computes the same."""
+    return (inputs[0][None],)
+
+
+def composed(model_name: str, case: str, folder: str | None) -> Any:
+    model = record_adapter_hub.base(model_name, folder)
+    if model_name == "opt-post-norm":  # in front of the package's own hooks
+        for layer in model.model.decoder.layers:
+            layer.fc1.register_forward_pre_hook(in_rows)
     plug = record_adapter_hub.PLUGS.get(model_name)
     interface = plug and adapters.AdapterModelInterface(adapter_methods=["bottleneck"], layer_cross_attn=None, **plug)
     adapters.init(model, interface=interface)
-    how, parts, fusion = CASES[case]
+    how, parts, fusion = case_on(model_name, case)
     names = list(NAMES[: len(parts)])
     for name, (preset, changes) in zip(names, parts, strict=True):
         model.add_adapter(name, config=adapters.AdapterConfig.load(preset, **changes))
@@ -60,17 +61,19 @@ def composed(model_name: str, case: str) -> Any:
     return model.eval()
 
 
-def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
-    model = composed(model_name, case)
+def record(model_name: str, case: str, folder: str | None) -> dict[str, torch.Tensor]:
+    model = composed(model_name, case, folder)
     ours = {theirs: composed_name(theirs) for theirs, _ in model.named_parameters()}
     with torch.no_grad():
         for theirs, parameter in model.named_parameters():
             if ours[theirs] is not None:  # the keys' bias too, which is not ours: it must make no difference
                 name = str(ours[theirs])
-                parameter.copy_(nudged(name, adapter_value(name, tuple(parameter.shape), model_name)))
+                drawn = adapter_value(name, tuple(parameter.shape), model_name)
+                parameter.copy_(nudged(name, drawn, model_name))
     logits = [model(input_ids=torch.tensor([row])).logits[0] for row in rows(model_name)]
     sum((t * weights(i, tuple(t.shape))).sum() for i, t in enumerate(logits)).backward()
-    trained = {str(ours[name]): p for name, p in model.named_parameters() if p.requires_grad}
+    # the package gives a fusion to layers without adapters too, where nothing reaches it
+    trained = {str(ours[name]): p for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     idle = [name for name in trained if name.endswith("key.bias")]
     scale = max(float(p.grad.abs().max()) for p in trained.values())
     assert all(float(trained.pop(name).grad.abs().max()) < 1e-5 * scale for name in idle), "keys' bias learns nothing"
@@ -80,9 +83,15 @@ def record(model_name: str, case: str) -> dict[str, torch.Tensor]:
     }
 
 
-if __name__ == "__main__":
-    recorded = {name: t for model, cases in SEEN.items() for case in cases for name, t in record(model, case).items()}
+def main(out: Path, folder: str | None) -> None:
+    recorded: dict[str, torch.Tensor] = {}
+    for model, cases in (dict.fromkeys(LIVE, tuple(CASES)) if folder else RECORDED).items():
+        for case in cases:
+            recorded |= record(model, case, folder)
     made_with = {"adapters": adapters.__version__, "torch": torch.__version__}
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     save_file(recorded, out, made_with)
     print(f"{out}: {len(recorded)} tensors, {out.stat().st_size} bytes, {made_with}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else main(OUT, None)
