@@ -11,6 +11,9 @@ FAMILIES = 4
 #: what has no gradients to compare
 WITHOUT_GRADIENTS = ("merge",)
 EXCEPTIONS: Mapping[Variant, str] = {
+    Variant("bottleneck", "added after the sum", "adapters"): "Has a meaning only where a family norms after the sum.",
+    Variant("bottleneck", "no stream", "adapters"): "Refused where a family norms after the sum.",
+    Variant("bottleneck", "the stream as residual", "adapters"): "Refused where a family norms after the sum.",
     Variant("full", "biases", "transformers"): "SmolLM2-135M has no biases.",
     Variant(
         "full", "the head", "transformers"
