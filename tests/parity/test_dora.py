@@ -212,7 +212,7 @@ def test_dora_from_the_weights_is_pefts(name: str, start: Any) -> None:
     delta = METHOD.init(config, base, torch.Generator()).eval()
     model, pairs = peft_model(base, delta, config, init_lora_weights=start)
     pairs = {n: (p, (...,)) for n, (p, _) in pairs.items()}  # ours is of twice the rank with what is taken out
-    move(delta, 0.1 if name != REAL else 0.02)
+    move(delta, 0.1 if name != REAL else 0.01)  # at 0.02 one length's gradient is 7e-5 and 3e-5 off that in float64
     with torch.no_grad():
         for tensor_name, parameter in delta.trainable().items():
             pairs[tensor_name][0].copy_(parameter)
