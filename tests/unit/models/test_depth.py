@@ -71,6 +71,13 @@ def counted(base: Base, layer: int) -> Iterator[list[int]]:
         handle.remove()
 
 
+def proved(base: Base, first: int) -> None:
+    """Let a base prove that it can be divided here, which it does once, so that nobody counts the tokens of that."""
+    site = next(site for site in base.sites if site.layer == first)
+    with base.remembering({}), base.bind(moved(LoRA(rank=1, roles=(site.role,), top_layers=3 - first), base)):
+        pass
+
+
 # --- the parts ---
 
 
@@ -314,6 +321,7 @@ def test_runs_that_are_trained_at_once_share_what_is_kept() -> None:
         run.go(remember=False)
     at_once = [Run(base, config, given) for config in configs]
     jobs = [Job(PASSES, r.delta, given, 1e-2, 5, r.evaluate, r.states.append) for r in at_once]
+    proved(base, 1)
     with base.remembering(known(given)), counted(base, 0) as tokens:
         assert all(isinstance(event, Event) for _, event in train_together(base, jobs))
     assert sum(tokens) == sum(len(row.context) + sum(len(c) - 1 for c in row.choices) for row in given)
