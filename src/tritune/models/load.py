@@ -277,7 +277,7 @@ class Base:
         The head runs on these K positions only. Differentiable in whatever the edits learn. At the end of a text that has
         virtual tokens behind it, the logits are those of the last of these: of what follows. Where a text depends on nothing
         that is learned, it goes through the base first and without gradients; and so do all tokens through the layers below
-        the first that is acted in, while texts are remembered.
+        the first that is acted in, where some of the rows are remembered.
 
         Args:
             entering: the first layer that runs and the states (N, D) that go into it, where they are known.
@@ -300,7 +300,7 @@ class Base:
         texts = keys_values(batch).to(self.device) if texts_stand else None
         known = self._states
         if entering is None and known is not None and virtual.none and not weights and known.first <= self._reached:
-            entering = known.first, known.cache.of(batch).to(self.device)
+            entering = (known.first, known.cache.of(batch).to(self.device)) if known.cache.knows(batch) else None
         layout = replace(layout, past=virtual.past(texts))
         x_ND = self._embedded(batch, weights)
         return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights, entering))

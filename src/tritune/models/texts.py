@@ -67,10 +67,10 @@ class TextCache:
         for i in reversed(range(len(spans))):  # what a span sees stands before it, and is a part of its line
             if i in parts:
                 continue
-            line = [(j, spans[j]) for j in (*spans[i].parents, i)]
-            row = self._rows.get(tuple(t for _, s in line for t in tokens[s.start : s.start + s.length]))
+            row = self._rows.get(_line(tokens, spans, i))
             at = 0
-            for j, piece in line:
+            for j in (*spans[i].parents, i):
+                piece = spans[j]
                 if row is None:
                     unknown.add(j)
                 elif j not in parts:
@@ -79,6 +79,11 @@ class TextCache:
         if unknown:
             parts = self._computed(batch, sorted(unknown)) | parts
         return torch.cat([parts[i] for i in range(len(spans))], self._dim)
+
+    def knows(self, batch: Batch) -> bool:
+        """Whether any of its rows is known."""
+        tokens = batch.tokens_N.tolist()
+        return any(_line(tokens, batch.spans, i) in self._rows for i in range(len(batch.spans)))
 
     def _computed(self, batch: Batch, indexes: Sequence[int]) -> dict[int, Tensor]:
         """Numbers of some spans; what they see is among them."""
@@ -181,6 +186,12 @@ class TextCache:
     def _file(self) -> Tensor:
         tokens = sum(self._tokens(t) for g in self._groups if g.file_start is not None for t in g.texts)
         return torch.from_file(str(self._path), shared=True, size=self._numbers * tokens, dtype=self._dtype)
+
+
+def _line(tokens: Sequence[int], spans: Sequence[Span], i: int) -> Ids:
+    """All that a span's last token sees."""
+    line = [spans[j] for j in (*spans[i].parents, i)]
+    return tuple(t for span in line for t in tokens[span.start : span.start + span.length])
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.oracles import base_of, packed_logits, rows_of, stock_of
+from tests.oracles import base_of, packed_logits, quantised_base_of, rows_of, stock_of
 from tests.unit.methods.test_placement import moved, rows
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method_of
@@ -29,7 +29,7 @@ from tritune.models.probe import parts_are_whole
 from tritune.models.texts import Texts
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.run import Training
-from tritune.spec import MethodConfig
+from tritune.spec import MethodConfig, Quantisation
 from tritune.text.encode import Encoded
 from tritune.text.pack import WORTH_SHARING, training_batch
 from tritune.train.loop import Event, Measured, batch_loss, train
@@ -100,6 +100,17 @@ def test_the_parts_are_the_whole_and_nothing_stays(name: str) -> None:
     before = packed_logits(base, given)
     assert all(parts_are_whole(base, first) for first in (1, 2, 3))
     assert all(torch.equal(a, b) for a, b in zip(packed_logits(base, given), before, strict=True))
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_a_quantised_base_divides_too(form: Quantisation) -> None:
+    assert all(parts_are_whole(quantised_base_of("llama", form), first) for first in (1, 2, 3))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_in_bf16_kept_states_are_the_bits_that_the_layer_gets(name: str) -> None:
+    base = tiny_base(name, dtype=torch.bfloat16)
+    assert all(parts_are_whole(base, first) for first in (1, 2, 3))
 
 
 @pytest.fixture
@@ -186,6 +197,18 @@ def test_rows_that_are_not_known_are_computed() -> None:
     assert got[0] == pytest.approx(wanted[0], rel=1e-5)
     for a, b in zip(got[1], wanted[1], strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+def test_where_no_row_is_known_all_layers_run_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, given = base_of("llama"), rows(8)
+    delta = moved(TOP["lora"], base)
+    with base.bind(delta):
+        wanted = answers(base, delta, given[4:])
+    for texts in ({}, known(given[:4])):
+        with base.remembering(texts), base.bind(delta), monkeypatch.context() as patch:
+            patch.setattr(base, "states", None)
+            got = answers(base, delta, given[4:])
+        assert got[:2] == wanted[:2]
 
 
 # --- where nothing is kept ---
