@@ -22,6 +22,7 @@ from tritune.methods import method as method_named
 from tritune.methods import method_of
 from tritune.methods.base import Delta, misfits
 from tritune.models.load import Base
+from tritune.models.texts import Ids
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
 from tritune.run import Run, Training
@@ -122,7 +123,7 @@ class Trial:
             stop=stop,
         )
         del resume  # the loop takes it over; a name here would keep a copy of every weight through the whole run
-        with self.base.remembering(self._seen_again()):
+        with self.base.remembering(_seen_again([self])):
             for event in events:
                 self._note(event)
                 yield event
@@ -140,11 +141,13 @@ class Trial:
         rows, rate = self._train.encoded, self.learning_rate
         return Job(self.training, self.delta, rows, rate, self.seed, evaluate, save, until)
 
-    def _seen_again(self) -> list[tuple[int, ...]]:
-        """Texts that go through the base more than once in this run."""
-        train = self._train.encoded if self.training.epochs > 1 else ()
-        dev = self._dev.encoded if self.training.evaluations > 1 else ()
-        return [row.context for row in (*train, *dev)]
+    def _seen_again(self) -> Iterator[tuple[Ids, Ids]]:
+        """Texts that go through the base more than once in this run, and what of their answers does."""
+        for row in self._train.encoded if self.training.epochs > 1 else ():
+            yield row.context, row.target[:-1]
+        for row in self._dev.encoded if self.training.evaluations > 1 else ():
+            for choice in row.choices:
+                yield row.context, choice[:-1]
 
     @property
     def total_steps(self) -> int:
@@ -199,12 +202,20 @@ def events_together(
     """
     base = trials[0].base
     jobs = [trial.job(until, partial(save, trial)) for trial in trials]
-    texts = {text: None for trial in trials for text in trial._seen_again()}
-    with base.remembering(list(texts)):
+    with base.remembering(_seen_again(trials)):
         for i, event in train_together(base, jobs):
             if isinstance(event, Event):
                 trials[i]._note(event)
             yield trials[i], event
+
+
+def _seen_again(trials: Sequence[Trial]) -> dict[Ids, list[Ids]]:
+    """Texts that go through the base more than once in these runs, with their answers."""
+    found: dict[Ids, list[Ids]] = {}
+    for trial in trials:
+        for text, answer in trial._seen_again():
+            found.setdefault(text, []).append(answer)
+    return found
 
 
 def adapt(

@@ -1,7 +1,8 @@
 """A LoRA of ours as low-rank terms on sites, and terms from elsewhere as one LoRA of ours.
 
-Ours has one rank and one scale per role. Coming in, terms of other ranks than the largest of their role are padded with
-zeros, other scales are multiplied into B, and layers that have none get zeros: the same function, and said.
+Ours has one rank and one scale per role, in all layers or in the last few. Coming in, terms of other ranks than the largest
+of their role are padded with zeros, other scales are multiplied into B, and layers that have none get zeros, but for those
+below all that have some: the same function, and said.
 Shapes: r rank, e output width.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from tritune.adaptation import Adaptation
 from tritune.errors import Problem
 from tritune.exchange.format import Incoming
 from tritune.exchange.modules import LowRank
-from tritune.methods.base import linear_roles
+from tritune.methods.base import linear_roles, sites_of
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, LINEAR_ROLES, Role, Site
 from tritune.models.load import Base
@@ -64,7 +65,7 @@ def largest(terms: Iterable[LowRank]) -> tuple[int, float]:
 
 
 def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, dropout: float = 0.0) -> Incoming:
-    """Terms of sites as one LoRA of ours: every site of its roles, one rank and one scale per role."""
+    """Terms of sites as one LoRA of ours: every site of its roles down to the first layer, one rank and scale per role."""
     by_role: dict[Role, list[LowRank]] = {}
     for site in base.sites:
         if site.key in terms:
@@ -72,7 +73,8 @@ def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, drop
     roles = tuple(role for role in (*LINEAR_ROLES, *END_ROLES) if role in by_role)
     dora = any(term.m is not None for term in terms.values())
     own = {role: largest(by_role[role]) for role in roles}
-    sites = [site for site in base.sites if site.role in own]
+    top_layers = reaching(terms, base)
+    sites = list(sites_of(base, roles, top_layers))
     tensors: dict[str, Tensor] = {}
     for site in sites:
         rank, scale = own[site.role]
@@ -91,11 +93,18 @@ def gathered(terms: Mapping[str, LowRank], base: Base, *, stabilised: bool, drop
         rank_stabilised=stabilised,
         dropout=dropout,
         roles=None if roles == linear_roles(base) else roles,
+        top_layers=top_layers,
         ranks={role: its for role, its in ranks.items() if its != rank},
         alphas={role: its for role, its in alphas.items() if its != alpha},
         dora=dora,
     )
     return Incoming(config, tensors, tuple(_notes(terms, sites, own)))
+
+
+def reaching(keys: Collection[str], base: Base) -> int | None:
+    """In how many of the last layers these sites are; None: down to the first layer, or in none."""
+    first = min((site.layer for site in base.sites if site.key in keys and site.role not in END_ROLES), default=0)
+    return base.cache_shape[0] - first if first else None
 
 
 def _most(values: Iterable[T]) -> T:

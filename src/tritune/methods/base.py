@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tritune.errors import Mismatch, NotMergeable, Problem
-from tritune.models.base import LINEAR_ROLES, DeepSegment, LowRank, Role, Segment, Site
+from tritune.models.base import END_ROLES, LINEAR_ROLES, DeepSegment, LowRank, Role, Segment, Site
 from tritune.models.dtype import at_least_float32
 from tritune.models.load import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
@@ -209,20 +209,35 @@ def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
     return found
 
 
-def sites_of(base: Base, roles: Sequence[Role]) -> tuple[Site, ...]:
-    """The base's sites with these roles.
+def sites_of(base: Base, roles: Sequence[Role], top_layers: int | None = None) -> tuple[Site, ...]:
+    """The base's sites with these roles; of the layers only the last so many.
 
     Raises:
-        Mismatch: a role that no layer of this base has (an adaptation that matches nothing would answer as the base).
+        Mismatch: a role that no layer of this base has (an adaptation that matches nothing would answer as the base), or
+            fewer layers than were asked for.
     """
     absent = [role for role in roles if all(site.role != role for site in base.sites)]
     present = sorted({str(site.role) for site in base.sites})
     Mismatch.check(
         f"{base.name} lacks places that this method was asked to act at.",
-        [Problem(f"role '{role}'", "no layer has it") for role in absent],
-        hint=f"Roles of this base: {', '.join(present)}.",
+        [*(Problem(f"role '{role}'", "no layer has it") for role in absent), *too_many_layers(base, top_layers)],
+        hint=f"Roles of this base: {', '.join(present)}." if absent else "",
     )
-    return tuple(site for site in base.sites if site.role in roles)
+    first = first_layer(base, top_layers)
+    return tuple(site for site in base.sites if site.role in roles and (site.role in END_ROLES or site.layer >= first))
+
+
+def first_layer(base: Base, top_layers: int | None) -> int:
+    """The first of the last so many layers; None: of all."""
+    n_layers = base.cache_shape[0]
+    return n_layers - (top_layers or n_layers)
+
+
+def too_many_layers(base: Base, top_layers: int | None) -> list[Problem]:
+    """More layers than the base has."""
+    if first_layer(base, top_layers) >= 0:
+        return []
+    return [Problem("top_layers", f"{top_layers}, but the base has {base.cache_shape[0]} layers")]
 
 
 def linear_roles(base: Base) -> tuple[Role, ...]:

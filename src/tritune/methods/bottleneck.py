@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tritune.errors import Mismatch, Problem
-from tritune.methods.base import Budget, Delta, Method, sites_of
+from tritune.methods.base import Budget, Delta, Method, first_layer, sites_of, too_many_layers
 from tritune.models.base import Role, Site
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
@@ -73,6 +73,8 @@ class Bottleneck(MethodConfig):
     scaling: s, a number, "learned" (one number per adapter, from 1) or "channel" (one per channel, from 1).
     dropout: share of the adapter's outputs set to zero while training.
     leave_out: layers without adapters (AdapterDrop, Rücklé et al. 2021, arXiv:2010.11918).
+    top_layers: only the last so many layers get one (of them, those that leave_out does not name); null: all. What the others
+        make of a text is computed once.
     init: "zero": the up-projection starts at zero, so training starts exactly at the base; near it: "bert" N(0, 0.02),
         "houlsby" N(0, 0.01) cut off at 0.02.
     original_ln_before: whether the stream is added to y (and normed, where the base norms after the sum) before the adapter
@@ -93,6 +95,7 @@ class Bottleneck(MethodConfig):
     scaling: float | Literal["learned", "channel"] = 1.0
     dropout: float = Field(default=0.0, ge=0, lt=1)
     leave_out: tuple[int, ...] = ()
+    top_layers: int | None = Field(default=None, ge=1)
     init: Literal["zero", "bert", "houlsby"] = "zero"
     original_ln_before: bool | None = None
     original_ln_after: bool = True
@@ -151,7 +154,8 @@ class Bottleneck(MethodConfig):
         roles = [_ROLES[block] for block in self.blocks or _BLOCKS[self.placement]]
         sites = sites_of(base, roles)
         Mismatch.check(f"These adapters do not fit {base.name}.", self._misfits(base, sites))
-        return tuple(site for site in sites if site.layer not in self.leave_out)
+        first = first_layer(base, self.top_layers)
+        return tuple(site for site in sites if site.layer >= first and site.layer not in self.leave_out)
 
     def _misfits(self, base: Base, sites: Sequence[Site]) -> list[Problem]:
         layers = sorted({site.layer for site in sites})
@@ -161,10 +165,12 @@ class Bottleneck(MethodConfig):
             for option, numbers in named.items()
             for layer in sorted(numbers - {*layers})
         ]
-        if {*layers} <= {*self.leave_out}:
+        found += too_many_layers(base, self.top_layers)
+        reached = [layer for layer in layers if layer >= first_layer(base, self.top_layers)]
+        if {*reached} <= {*self.leave_out}:
             found.append(Problem("leave_out", "leaves no layer with an adapter"))
         if isinstance(self.reduction_factor, Mapping) and "default" not in self.reduction_factor:
-            missing = [str(n) for n in layers if n not in self.leave_out and str(n) not in self.reduction_factor]
+            missing = [str(n) for n in reached if n not in self.leave_out and str(n) not in self.reduction_factor]
             found += [Problem(f"reduction_factor, layer {n}", "has none, and there is no 'default'") for n in missing]
         after_sum = any(_norms(base, sites).values())
         if after_sum and not self.original_ln_after:
@@ -293,6 +299,7 @@ class BottleneckMethod(Method[Bottleneck]):
     learning_rate = 1e-3
     variants: ClassVar = (
         Bottleneck(reduction_factor=8.0),
+        Bottleneck(reduction_factor=8.0, top_layers=2, leave_out=(1,)),
         Bottleneck(placement="double_seq", reduction_factor=16.0, nonlinearity="swish", init="bert"),
         Bottleneck(placement="par", reduction_factor=4.0, nonlinearity="gelu", scaling="learned"),
         Bottleneck(

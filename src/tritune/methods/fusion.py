@@ -33,7 +33,15 @@ from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
 #: what the fused adapters have to have in common, so that all read the same and are added to the same
-COMMON = ("placement", "blocks", "leave_out", "original_ln_before", "original_ln_after", "residual_before_ln")
+COMMON = (
+    "placement",
+    "blocks",
+    "leave_out",
+    "top_layers",
+    "original_ln_before",
+    "original_ln_after",
+    "residual_before_ln",
+)
 
 
 class Fusion(MethodConfig):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tritune.errors import Mismatch, Problem
@@ -30,10 +30,12 @@ class IA3(MethodConfig):
 
     output_roles: linear roles whose outputs are scaled.
     input_roles: linear roles whose inputs are scaled; not those that share a matrix, and so an input, with others.
+    top_layers: of the layers only the last so many; null: all. What the others make of a text is computed once.
     """
 
     output_roles: tuple[Role, ...] = (Role.ATTN_K, Role.ATTN_V)
     input_roles: tuple[Role, ...] = (Role.MLP_DOWN,)
+    top_layers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _linear_and_some(self) -> Self:
@@ -47,9 +49,10 @@ class IA3(MethodConfig):
     def sites(self, base: Base) -> tuple[Site, ...]:
         """
         Raises:
-            Mismatch: a role that the base lacks, or whose input cannot be scaled for itself.
+            Mismatch: a role or layers that the base lacks, or a role whose input cannot be scaled for itself.
         """
-        sites = sites_of(base, [role for role in Role if role in (*self.output_roles, *self.input_roles)])
+        roles = [role for role in Role if role in (*self.output_roles, *self.input_roles)]
+        sites = sites_of(base, roles, self.top_layers)
         fused = {site.role for site in sites if site.role in self.input_roles and base.weight_of(site)[1].fused}
         Mismatch.check(
             f"{base.name} cannot have these inputs scaled.",
@@ -95,6 +98,7 @@ class Ia3Method(Method[IA3]):
         IA3(),
         IA3(output_roles=(Role.ATTN_Q, Role.ATTN_V, Role.MLP_UP), input_roles=()),
         IA3(output_roles=(Role.MLP_DOWN,), input_roles=(Role.ATTN_O, Role.MLP_DOWN)),
+        IA3(top_layers=2),
     )
 
     def budget(self, config: IA3, base: Base) -> Budget:

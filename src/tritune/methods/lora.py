@@ -45,6 +45,7 @@ class LoRA(MethodConfig):
     dropout: share of the inputs of A set to zero while training.
     roles: roles to adapt ("attn.q", "mlp.down", ...); null: all linear maps of the layers. The embedding ("embed") and the
         output head ("head") take part only where they are named.
+    top_layers: of the layers only the last so many; null: all. What the others make of a text is computed once.
     ranks, alphas: rank and alpha of single roles, {"mlp.down": 16}, where they differ.
     start: "zero": B at zero, A at random; "pissa": the largest singular values of W; "olora": the first columns of its QR
         decomposition. The adapted base starts as the bare one in each.
@@ -56,6 +57,7 @@ class LoRA(MethodConfig):
     rank_stabilised: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     roles: tuple[Role, ...] | None = None
+    top_layers: int | None = Field(default=None, ge=1)
     ranks: Mapping[Role, Annotated[int, Field(ge=1)]] = {}
     alphas: Mapping[Role, Annotated[float, Field(gt=0)]] = {}
     start: Literal["zero", "pissa", "olora"] = "zero"
@@ -87,10 +89,10 @@ class LoRA(MethodConfig):
     def sites(self, base: Base) -> tuple[Site, ...]:
         """
         Raises:
-            Mismatch: roles that the base lacks, that are not adapted or have no matrix where one is needed, or ranks above
-                what a start can fill.
+            Mismatch: roles or layers that the base lacks, roles that are not adapted or have no matrix where one is needed,
+                or ranks above what a start can fill.
         """
-        sites = sites_of(base, linear_roles(base) if self.roles is None else self.roles)
+        sites = sites_of(base, linear_roles(base) if self.roles is None else self.roles, self.top_layers)
         adapted = {site.role for site in sites}
         problems = [
             Problem(f"{option}, role '{role}'", "is not adapted")
@@ -256,6 +258,8 @@ class LoraMethod(Method[LoRA]):
         LoRA(rank=3, dora=True, rank_stabilised=True, ranks={Role.ATTN_V: 2}),
         LoRA(rank=2, dora=True, dropout=0.2, roles=(Role.ATTN_Q, Role.MLP_DOWN), start="pissa"),
         LoRA(rank=3, alpha=4.0, roles=(Role.EMBED, Role.ATTN_Q, Role.HEAD), dropout=0.1),
+        LoRA(rank=2, top_layers=2),
+        LoRA(rank=2, dora=True, dropout=0.1, roles=(Role.ATTN_V, Role.MLP_UP, Role.HEAD), top_layers=1),
         LoRA(rank=2, dora=True, roles=(Role.EMBED, Role.MLP_UP, Role.HEAD), ranks={Role.HEAD: 3}),
     )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import attention
 from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
+from tritune.models.depth import above, below
 from tritune.models.dtype import Dtype, at_least_float32, preferred, stored_dtype, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
@@ -41,13 +43,13 @@ from tritune.models.matrix import SiteMatrix
 from tritune.models.memory import aside, hold_in_memory
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
-from tritune.models.probe import probe
+from tritune.models.probe import parts_are_whole, probe
 from tritune.models.quantised import QuantisedLinear, Weights, put_quantised, resident_bytes
-from tritune.models.sites import Place, Rows, find_places, heads, is_transposed
-from tritune.models.texts import TextCache
+from tritune.models.sites import Place, Rows, find_places, heads, is_transposed, layers_of
+from tritune.models.texts import TextCache, Texts
 from tritune.spec import Digests, Quantisation
 
-#: bytes of keys and values that are kept in memory
+#: bytes of what texts are to the base that are kept in memory
 MEMORY = 1 << 30
 
 
@@ -67,7 +69,12 @@ class Base:
         self.places: tuple[Place, ...] = find_places(model, model.config)
         known = stream_of(model)
         self._stream = known or Stream()
+        self._layers = layers_of(model, model.config)
         self._texts: TextCache | None = None
+        self._states: _States | None = None
+        self._states_from: Callable[[int], TextCache] | None = None
+        self._reached = 0  # the first layer that what is bound acts in or behind
+        self._divides: dict[int, bool] = {}
         self._matrices: dict[str, SiteMatrix] = {}
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
@@ -205,12 +212,14 @@ class Base:
         wanted = {site.key for site in edits.sites()}
         places = [place for place in self.places if place.site.key in wanted]
         assert len(places) == len(wanted), f"sites this base does not have: {wanted - {p.site.key for p in places}}"
+        self._reached = min((place.site.layer for place in places), default=0)
+        self._remember_states()
         stream.edits, stream.edited = edits, frozenset(wanted)
         try:
             with hooked([place for place in places if place.site.role is not Role.EMBED], edits, stream):
                 yield
         finally:
-            stream.edits, stream.edited = NoEdits(), frozenset()
+            stream.edits, stream.edited, self._reached = NoEdits(), frozenset(), 0
 
     @contextmanager
     def without(self, names: Collection[str]) -> Iterator[None]:
@@ -221,35 +230,57 @@ class Base:
             yield
 
     @contextmanager
-    def remembering(self, texts: Sequence[tuple[int, ...]], *, memory: int = MEMORY) -> Iterator[None]:
-        """Keep what texts are to the bare base, where edits leave them alone, as long as the context is open.
+    def remembering(self, texts: Texts, *, memory: int = MEMORY) -> Iterator[None]:
+        """Keep what texts are to the bare base as long as the context is open: all keys and values of texts that edits leave
+        alone, or what enters the first layer that edits act in, of texts and answers. Edits have to be bound in there.
 
-        Costs nothing where they do not. What goes beyond `memory` bytes lies in a file that is gone afterwards;
+        Costs nothing where they act on everything. What goes beyond `memory` bytes lies in a file that is gone afterwards;
         what would take more than half of the free disk is computed anew each time.
         """
         assert self._texts is None, "texts are being remembered already"
         with tempfile.TemporaryDirectory(prefix="tritune-texts-") as folder:
             disk = shutil.disk_usage(folder).free // 2
-            self._texts = TextCache(
+            kept = partial(TextCache, dtype=self.dtype, memory=memory, disk=disk)
+            self._texts = kept(
                 lambda batch: self.keys_values(batch).cpu(),
+                dict.fromkeys(texts, ()),
+                numbers=2 * prod(self.cache_shape),
+                dim=2,
+                path=Path(folder) / "texts",
+            )
+            self._states_from = lambda first: kept(
+                lambda batch: self.states(batch, first).cpu(),
                 texts,
-                shape=self.cache_shape,
-                dtype=self.dtype,
-                folder=Path(folder),
-                memory=memory,
-                disk=disk,
+                numbers=int(self.config.hidden_size),
+                dim=0,
+                path=Path(folder) / "states",
             )
             try:
                 yield
             finally:
-                self._texts = None
+                self._texts = self._states = self._states_from = None
 
-    def logits(self, batch: Batch, at_K: Tensor) -> Tensor:
+    def _remember_states(self) -> None:
+        """From now on, if what is about to be bound leaves layers alone. Adaptations that are trained at once begin with a
+        pass for all of them, and so with the lowest layer."""
+        first = self._reached
+        if self._states_from is None or first < 1 or (self._states is not None and self._states.first <= first):
+            return
+        if first not in self._divides:
+            self._divides[first] = parts_are_whole(self, first)
+        if self._divides[first]:
+            self._states = _States(first, self._states_from(first))
+
+    def logits(self, batch: Batch, at_K: Tensor, entering: tuple[int, Tensor] | None = None) -> Tensor:
         """Logits (K, V), at least fp32, at positions `at_K` of the packed tokens, under the edits that are bound.
 
         The head runs on these K positions only. Differentiable in whatever the edits learn. At the end of a text that has
         virtual tokens behind it, the logits are those of the last of these: of what follows. Where a text depends on nothing
-        that is learned, it goes through the base first and without gradients.
+        that is learned, it goes through the base first and without gradients; and so do all tokens through the layers below
+        the first that is acted in, where some of the rows are remembered.
+
+        Args:
+            entering: the first layer that runs and the states (N, D) that go into it, where they are known.
 
         Raises:
             Mismatch: rows of slots that the edits do not have; as the bare base they would answer unnoticed.
@@ -265,11 +296,14 @@ class Base:
         at_K = at_K.cpu()
         if texts_stand and bool((layout.asked[at_K] < 0).any()):  # positions inside a text are asked for
             layout, texts_stand = lay_out(), False
-        keys_values = self.keys_values if self._texts is None else self._texts.keys_values
+        keys_values = self.keys_values if self._texts is None else self._remembered_texts
         texts = keys_values(batch).to(self.device) if texts_stand else None
+        known = self._states
+        if entering is None and known is not None and virtual.none and not weights and known.first <= self._reached:
+            entering = (known.first, known.cache.of(batch).to(self.device)) if known.cache.knows(batch) else None
         layout = replace(layout, past=virtual.past(texts))
         x_ND = self._embedded(batch, weights)
-        return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights))
+        return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights, entering))
 
     def _embedded(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
         """What the batch's own tokens are to the first layer."""
@@ -289,6 +323,10 @@ class Base:
         scale: Tensor | None = getattr(self.embedding, "embed_scale", None)  # of Gemma
         return row_ND if scale is None else row_ND * scale.to(row_ND.dtype)
 
+    def _remembered_texts(self, batch: Batch) -> Tensor:
+        assert self._texts is not None
+        return self._texts.of(text_batch(batch))
+
     @torch.no_grad()
     def keys_values(self, batch: Batch) -> Tensor:
         """Keys and values (n, 2, M, K, d) of a batch's texts, up to where each ends, in the bare base: of n layers, M tokens,
@@ -299,24 +337,51 @@ class Base:
         self._run(self.embedding(texts.tokens_N.to(self.device)), layout, torch.empty(0, dtype=torch.long), {})
         return recorded.layers_n2NKd()
 
-    def _run(self, x_ND: Tensor, layout: Layout, at_K: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    @torch.no_grad()
+    def states(self, batch: Batch, first: int) -> Tensor:
+        """What comes out of the layers before `first` (N, D), of a batch's own tokens. What is bound does not act there."""
+        layout = build(Batch(batch.tokens_N, batch.spans), {}, self.device)
+        self._stream.slot_N, self._stream.runs = None, EVERYWHERE
+        x_ND = self.embedding(batch.tokens_N.to(self.device))
+        with below(self._layers, first) as found:  # without the head: that may be acted at
+            self.model.base_model(**_arguments(x_ND, layout))
+        states_ND: Tensor = found[0][0]
+        return states_ND
+
+    def _run(
+        self,
+        x_ND: Tensor,
+        layout: Layout,
+        at_K: Tensor,
+        weights: Mapping[str, Tensor],
+        entering: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """`entering`: the first layer that runs, and the states (N, D) that it gets."""
         self._stream.slot_N = layout.slot_N
         self._stream.slot_K = None if layout.slot_N is None else layout.slot_N[at_K.to(self.device)]
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
-        arguments = {
-            "inputs_embeds": x_ND[None],
-            "position_ids": layout.positions_N[None],
-            "logits_to_keep": at_K.to(self.device),
-            "use_cache": False,
-            "layout": layout,
-        }
-        with self._stream.again.instead_of_kept():
+        arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
+        part = nullcontext() if entering is None else above(self._layers, *entering)
+        with part, self._stream.again.instead_of_kept():
             if weights:
                 output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
             else:
                 output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """The states that enter layer `first`."""
+
+    first: int
+    cache: TextCache
+
+
+def _arguments(x_ND: Tensor, layout: Layout) -> dict[str, Any]:
+    """Of the forward of a model, with its head or without."""
+    return {"inputs_embeds": x_ND[None], "position_ids": layout.positions_N[None], "use_cache": False, "layout": layout}
 
 
 def _check_slots(batch: Batch, edits: Edits) -> None:

@@ -76,6 +76,11 @@ class Virtual:
         return {slot: layers.shape[2] for slot, layers in self._deep.items()}
 
     @property
+    def none(self) -> bool:
+        """Whether there are no segments at all."""
+        return not (self._front or self._behind or self._deep)
+
+    @property
     def only_behind(self) -> bool:
         """Whether texts see nothing of these segments."""
         return bool(self._behind) and not self._front and not self._deep

@@ -3,7 +3,7 @@
 A family that mixes tokens outside attention (convolutions, state spaces) leaks between packed rows and would be
 silently wrong; here it is refused by name. Solo rows go through transformers' own attention, so this also proves
 that the registered function does what the model asks of it (windows, soft caps, scaling), and that the fast twins of its
-modules compute what the modules do.
+modules compute what the modules do. Whether the layers of a base can run in two parts is asked when it is needed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: root mean square of the differences of logits, as a share of their spread: rounding stays below, a leak far above
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+#: the same measure, where nothing is rounded otherwise
+SAME = 1e-6
 LENGTHS = (5, 1, 9, 3)
 
 
@@ -34,19 +36,17 @@ def probe(base: Base) -> float:
         UnsupportedBase: it is above the tolerance, or the model cannot run packed at all.
     """
     kind = f"{base.name} ({base.config.model_type}, {type(base.model).__name__})"
-    generator = torch.Generator().manual_seed(0)
-    window = getattr(base.config, "sliding_window", None)
-    lengths = LENGTHS if window is None or window > 64 else (*LENGTHS, window + 3)
-    rows = [torch.randint(base.embedding.num_embeddings, (n,), generator=generator) for n in lengths]
+    rows = _rows(base)
+    at = torch.arange(sum(map(len, rows)))
     try:
-        packed = base.logits(_batch(rows), torch.arange(sum(lengths)))
+        packed = base.logits(_batch(rows), at)
     except (TypeError, UnsupportedBase) as error:
         raise UnsupportedBase(f"{kind} cannot run packed rows: {error}") from error
     solo = torch.cat([_solo(base, row) for row in rows])
     difference = _difference(packed, solo)
     if base.twins and not difference <= TOLERANCE[base.dtype]:
         base.twins = False  # another version of transformers may compute something new: slower, but right
-        difference = _difference(base.logits(_batch(rows), torch.arange(sum(lengths))), solo)
+        difference = _difference(base.logits(_batch(rows), at), solo)
     if not difference <= TOLERANCE[base.dtype]:
         raise UnsupportedBase(
             f"{kind} answers packed rows differently from the same rows alone (by {difference:.2g} of the logits' spread). "
@@ -54,6 +54,26 @@ def probe(base: Base) -> float:
             "its rows leak into each other. tritune cannot adapt it."
         )
     return difference
+
+
+@torch.no_grad()
+def parts_are_whole(base: Base, first: int) -> bool:
+    """Whether the layers before `first`, and then the others by themselves, give the very logits of all in one pass. They do
+    not where a layer reads something else of an earlier one than the stream that goes through all of them."""
+    batch = _batch(_rows(base))
+    at = torch.arange(len(batch.tokens_N))
+    whole, states_ND = base.logits(batch, at), base.states(batch, first)
+    if states_ND.shape != (len(at), base.config.hidden_size):
+        return False
+    return _difference(base.logits(batch, at, (first, states_ND)), whole) <= SAME
+
+
+def _rows(base: Base) -> list[Tensor]:
+    """Random ones; one is longer than a window."""
+    generator = torch.Generator().manual_seed(0)
+    window = getattr(base.config, "sliding_window", None)
+    lengths = LENGTHS if window is None or window > 64 else (*LENGTHS, window + 3)
+    return [torch.randint(base.embedding.num_embeddings, (n,), generator=generator) for n in lengths]
 
 
 def _difference(logits: Tensor, wanted: Tensor) -> float:

@@ -234,12 +234,18 @@ def find_places(model: PreTrainedModel, config: Any) -> tuple[Place, ...]:
             f"Family '{kind}' ({type(model).__name__}) is unknown: no table says which of its modules are "
             f"{', '.join(Role)}. Known families: {known}. A new one is one entry in tritune/models/sites.py."
         )
-    family = FAMILIES[kind](config)
-    layers = _module(model, family.layers, kind)
-    assert isinstance(layers, nn.ModuleList)
+    family, layers = FAMILIES[kind](config), layers_of(model, config)
     places = [place for i, layer in enumerate(layers) for place in _layer_places(layer, i, family, config)]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return (_end(embedding, Role.EMBED, -1), *places, _end(head, Role.HEAD, len(layers)))
+
+
+def layers_of(model: PreTrainedModel, config: Any) -> nn.ModuleList:
+    """The layers of a model of a known family, in their order."""
+    kind = config.model_type
+    layers = _module(model, FAMILIES[kind](config).layers, kind)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def _end(module: nn.Module, role: Role, layer: int) -> Place:

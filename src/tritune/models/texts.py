@@ -1,127 +1,141 @@
-"""Keys and values of texts in the bare base, kept from pass to pass: in memory up to a bound, then in a file.
+"""What texts are to the frozen base, kept from pass to pass: in memory up to a bound, then in a file.
 
-What a text is to the base does not change while virtual tokens behind it are trained. Texts are named by their token ids and
-computed in groups that depend on the whole set of texts alone, so a run that goes on after a stop sees the very same numbers.
-Knows no model: how keys and values are computed is passed in. Shapes: n layers, M tokens, K key heads, d head width.
+That is the keys and values of all layers, while virtual tokens behind the text are trained, or the hidden states that enter
+the first layer that something learned reaches: neither changes. Texts, and answers behind them, are named by their token ids
+and computed in groups that depend on the whole set of texts alone, so a run that goes on after a stop sees the very same
+numbers. Knows no model: how the numbers are computed is passed in. Shapes: M tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tritune.models.base import Batch, Span
-from tritune.models.pieces import text_batch
 from tritune.text.pack import shared_beginning
 
 #: tokens that are computed at once
 GROUP_TOKENS = 2048
 
 Ids = tuple[int, ...]
+#: texts, each from its first token on, and what of their answers goes through the base behind them
+Texts = Mapping[Ids, Collection[Ids]]
 
 
 class TextCache:
-    """Keys and values of known texts; those of others are computed whenever they are asked for.
+    """Numbers of known texts and of the answers behind them; those of others are computed whenever they are asked for.
 
     Args:
-        compute: keys and values (n, 2, M, K, d) of a batch's texts.
-        texts: what will be asked for again, each from its first token on.
-        shape: n, K, d.
+        compute: what is kept, of every token of a batch in its order: (..., M, ...).
+        texts: what will be asked for again.
+        numbers: how many there are of one token.
+        dim: the dimension that counts tokens in what `compute` gives.
         dtype: the format that `compute` gives.
-        folder: where the file may be; it is made when it is needed.
+        path: where the file may be; it is made when it is needed.
         memory, disk: bytes that may be held in memory, and in the file. Texts beyond both are as if unknown.
     """
 
     def __init__(
         self,
         compute: Callable[[Batch], Tensor],
-        texts: Sequence[Ids],
+        texts: Texts,
         *,
-        shape: tuple[int, int, int],
+        numbers: int,
+        dim: int,
         dtype: torch.dtype,
-        folder: Path,
+        path: Path,
         memory: int,
         disk: int,
     ) -> None:
         self._compute = compute
-        self._texts = list(dict.fromkeys(texts))
-        self._numbers = 2 * prod(shape)  # of one token
+        self._texts = {text: tuple(dict.fromkeys(filter(None, answers))) for text, answers in texts.items()}
+        self._numbers, self._dim = numbers, dim
         self._dtype = dtype
-        self._folder = folder
+        self._path = path
         self._memory, self._disk = memory, disk
 
-    def keys_values(self, batch: Batch) -> Tensor:
+    def of(self, batch: Batch) -> Tensor:
         """What `compute` gives for this batch, up to rounding."""
-        texts = text_batch(batch)
-        tokens, spans = texts.tokens_N.tolist(), texts.spans
+        tokens, spans = batch.tokens_N.tolist(), batch.spans
         parts: dict[int, Tensor] = {}
         unknown: set[int] = set()
-        for i, span in enumerate(spans):
-            if span.text is None:
+        for i in reversed(range(len(spans))):  # what a span sees stands before it, and is a part of its line
+            if i in parts:
                 continue
-            line = [(j, spans[j]) for j in (*span.parents, i)]
-            row = self._rows.get(tuple(t for _, s in line for t in tokens[s.start : s.start + s.length]))
+            row = self._rows.get(_line(tokens, spans, i))
             at = 0
-            for j, piece in line:
+            for j in (*spans[i].parents, i):
+                piece = spans[j]
                 if row is None:
                     unknown.add(j)
                 elif j not in parts:
                     parts[j] = self._part(row, at, at + piece.length)
                 at += piece.length
         if unknown:
-            parts = self._computed(texts, sorted(unknown)) | parts
-        return torch.cat([parts[i] for i in range(len(spans))], 2)
+            parts = self._computed(batch, sorted(unknown)) | parts
+        return torch.cat([parts[i] for i in range(len(spans))], self._dim)
 
-    def _computed(self, texts: Batch, indexes: Sequence[int]) -> dict[int, Tensor]:
-        """Keys and values of some spans; what they see is among them."""
+    def knows(self, batch: Batch) -> bool:
+        """Whether any of its rows is known."""
+        tokens = batch.tokens_N.tolist()
+        return any(_line(tokens, batch.spans, i) in self._rows for i in range(len(batch.spans)))
+
+    def _computed(self, batch: Batch, indexes: Sequence[int]) -> dict[int, Tensor]:
+        """Numbers of some spans; what they see is among them."""
         found = {old: new for new, old in enumerate(indexes)}
         builder = _Rows()
         for i in indexes:
-            span = texts.spans[i]
-            ids = texts.tokens_N[span.start : span.start + span.length].tolist()
+            span = batch.spans[i]
+            ids = batch.tokens_N[span.start : span.start + span.length].tolist()
             builder.add(ids, tuple(found[p] for p in span.parents), ends=span.text is not None)
-        layers = self._compute(builder.batch())
-        parts = torch.split(layers, [texts.spans[i].length for i in indexes], 2)
+        parts = torch.split(self._compute(builder.batch()), [batch.spans[i].length for i in indexes], self._dim)
         return dict(zip(indexes, parts, strict=True))
 
     def _part(self, row: _Row, begin: int, end: int) -> Tensor:
-        """Keys and values of a known text's tokens from `begin` to `end`."""
-        n, layers = self._n_common, self._layers(self._groups[row.group])
-        own = layers[:, :, row.start + max(begin, n) - n : row.start + max(end, n) - n]
-        return own if begin >= n else torch.cat([self._common[:, :, begin : min(end, n)], own], 2)
+        """Numbers of a known row's tokens from `begin` to `end`: of what all texts begin with, of its text, of its answer."""
+        n, whole = self._n_common, self._whole(self._groups[row.group])
+        runs = (
+            (begin, min(end, n), self._common if begin < n else whole, 0),
+            (max(begin, n), min(end, row.length), whole, row.start - n),
+            (max(begin, row.length), end, whole, row.answer - row.length),
+        )
+        found = [of.narrow(self._dim, shift + first, last - first) for first, last, of, shift in runs if first < last]
+        return found[0] if len(found) == 1 else torch.cat(found, self._dim)
 
-    def _layers(self, group: _Group) -> Tensor:
-        """Keys and values of all texts of a group, without what all texts begin with."""
-        if group.layers is None:
-            builder = _Rows()
-            parents = (builder.add(group.texts[0][: self._n_common], (), ends=False),) if self._n_common else ()
+    def _whole(self, group: _Group) -> Tensor:
+        """Numbers of all texts of a group with their answers, without what all texts begin with."""
+        if group.whole is None:
+            n, builder = self._n_common, _Rows()
+            parents = (builder.add(group.texts[0][:n], (), ends=False),) if n else ()
             for text in group.texts:
-                builder.add(text[self._n_common :], parents, ends=True)
-            computed = self._compute(builder.batch())[:, :, self._n_common :]
+                own = builder.add(text[n:], parents, ends=True)
+                for answer in self._texts[text]:
+                    builder.add(answer, (*parents, own), ends=False)
+            computed = self._compute(builder.batch())
+            computed = computed.narrow(self._dim, n, computed.shape[self._dim] - n)
             if group.file_start is None:
-                group.layers = computed.contiguous()
+                group.whole = computed.contiguous()
             else:
                 room = self._file[group.file_start : group.file_start + computed.numel()]
-                group.layers = room.view(computed.shape).copy_(computed)
-        return group.layers
+                group.whole = room.view(computed.shape).copy_(computed)
+        return group.whole
 
     # --- what goes where: depends on the texts and the bounds alone ---
 
     @cached_property
     def _n_common(self) -> int:
         """How many first tokens all texts have in common; they are held once."""
-        return shared_beginning(self._texts) if self._texts else 0
+        return shared_beginning(list(self._texts)) if self._texts else 0
 
     @cached_property
     def _common(self) -> Tensor:
         builder = _Rows()
-        builder.add(self._texts[0][: self._n_common], (), ends=True)
+        builder.add(next(iter(self._texts))[: self._n_common], (), ends=True)
         return self._compute(builder.batch())
 
     @cached_property
@@ -129,8 +143,7 @@ class TextCache:
         groups: list[_Group] = []
         in_memory = in_file = 0
         for texts in self._together():
-            numbers = self._numbers * sum(len(text) - self._n_common for text in texts)
-            size = numbers * self._dtype.itemsize
+            size = self._numbers * sum(map(self._tokens, texts)) * self._dtype.itemsize
             if in_memory + size <= self._memory:
                 groups.append(_Group(texts))
                 in_memory += size
@@ -138,6 +151,10 @@ class TextCache:
                 groups.append(_Group(texts, in_file // self._dtype.itemsize))
                 in_file += size
         return groups
+
+    def _tokens(self, text: Ids) -> int:
+        """Of a text and its answers, without what all texts begin with."""
+        return len(text) - self._n_common + sum(map(len, self._texts[text]))
 
     def _together(self) -> list[list[Ids]]:
         """Texts of similar length, about `GROUP_TOKENS` tokens each time."""
@@ -148,7 +165,7 @@ class TextCache:
                 groups.append([])
                 left = GROUP_TOKENS
             groups[-1].append(text)
-            left -= len(text) - self._n_common
+            left -= self._tokens(text)
         return groups
 
     @cached_property
@@ -157,15 +174,24 @@ class TextCache:
         for index, group in enumerate(self._groups):
             start = 0
             for text in group.texts:
-                rows[text] = _Row(index, start)
-                start += len(text) - self._n_common
+                end = start + len(text) - self._n_common
+                rows[text] = _Row(index, start, len(text), end)
+                for answer in self._texts[text]:
+                    rows[text + answer] = _Row(index, start, len(text), end)
+                    end += len(answer)
+                start = end
         return rows
 
     @cached_property
     def _file(self) -> Tensor:
-        tokens = sum(len(t) - self._n_common for g in self._groups if g.file_start is not None for t in g.texts)
-        path = str(self._folder / "texts")
-        return torch.from_file(path, shared=True, size=self._numbers * tokens, dtype=self._dtype)
+        tokens = sum(self._tokens(t) for g in self._groups if g.file_start is not None for t in g.texts)
+        return torch.from_file(str(self._path), shared=True, size=self._numbers * tokens, dtype=self._dtype)
+
+
+def _line(tokens: Sequence[int], spans: Sequence[Span], i: int) -> Ids:
+    """All that a span's last token sees."""
+    line = [spans[j] for j in (*spans[i].parents, i)]
+    return tuple(t for span in line for t in tokens[span.start : span.start + span.length])
 
 
 @dataclass(slots=True)
@@ -175,15 +201,18 @@ class _Group:
 
     texts: list[Ids]
     file_start: int | None = None
-    layers: Tensor | None = None
+    whole: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Where a text's tokens begin among those of its group, what all texts have in common left out of both."""
+    """Where a text of `length` tokens, and what follows it, begin among the tokens of its group, what all texts have in
+    common left out."""
 
     group: int
     start: int
+    length: int
+    answer: int
 
 
 class _Rows:

@@ -109,6 +109,17 @@ def test_merged_with_weights_one_they_answer_as_stacked() -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_merged_they_reach_as_far_down_as_the_lowest() -> None:
+    parts = [lora(LoRA(rank=2, top_layers=n, roles=(Role.ATTN_Q, Role.MLP_UP)), n) for n in (1, 2)]
+    merged = merge(parts, "linear", weights=[1.0, 1.0]).adaptation
+    assert merged.config.top_layers == 2  # type: ignore[attr-defined]
+    wanted: dict[str, np.ndarray[Any, Any]] = {}
+    for part in parts:
+        for key, change in changes(part).items():
+            wanted[key] = wanted.get(key, np.zeros_like(change)) + change
+    assert_changes(merged, wanted)
+
+
 def test_a_stack_of_loras_merges_as_its_sum() -> None:
     one, two, three = lora(WIDE), lora(STABLE, 1), lora(WIDE, 2)
     found = merge([stack([one, two]), three], weights=[1.0, 0.5])

@@ -107,6 +107,8 @@ OURS: Mapping[str, tuple[str, MethodConfig]] = {
             preset="double_seq_bn", leave_out=(0,), reduction_factor={"1": 4.0, "default": 8.0}, nonlinearity="gelu_new"
         ),
     ),
+    "the last layers": ("llama-tied", Bottleneck(reduction_factor={"2": 4.0}, top_layers=2, leave_out=(1,))),
+    "lora in the last layers": ("gpt2", LoRA(rank=3, roles=(Role.ATTN_Q, Role.ATTN_V, Role.MLP_UP), top_layers=2)),
     "norms of its own, a scale per channel": (
         "mistral",
         Bottleneck(

@@ -89,6 +89,9 @@ OURS = {
     ),
     "dora of other ranks": LoRA(rank=2, dora=True, ranks={Role.ATTN_O: 5}, alphas={Role.ATTN_O: 1.0}),
     "dora from pissa": LoRA(rank=2, dora=True, start="pissa", roles=(Role.ATTN_O, Role.MLP_DOWN)),
+    "lora in the last layers": LoRA(rank=3, top_layers=2),
+    "the last layer and both ends": LoRA(rank=2, top_layers=1, roles=(Role.ATTN_Q, Role.ATTN_V, Role.EMBED, Role.HEAD)),
+    "dora in the last layer": LoRA(rank=2, dora=True, top_layers=1, ranks={Role.ATTN_O: 3}),
     "embedding": LoRA(rank=3, alpha=2.0, roles=(Role.EMBED,), rank_stabilised=True),
     "head": LoRA(rank=3, alpha=2.0, roles=(Role.HEAD,)),
     "both ends and a layer": LoRA(rank=3, alpha=2.0, roles=(Role.ATTN_Q, Role.EMBED, Role.HEAD)),
@@ -101,6 +104,7 @@ OURS = {
     "prefix": Prefix(tokens=3),
     "prefix, network": Prefix(tokens=4, hidden=6, start="random"),
     "ia3": IA3(),
+    "ia3 in the last layers": IA3(top_layers=2),
     "ia3 on other places": IA3(output_roles=(Role.ATTN_Q, Role.MLP_UP), input_roles=(Role.ATTN_O, Role.MLP_DOWN)),
 }
 
@@ -298,6 +302,21 @@ def test_what_differs_by_layer_is_the_same_function(case: str, tmp_path: Path) -
     back = PEFT.read(tmp_path, base)
     assert_equal_answers(ours(incoming(base, back.config, back.tensors)), theirs(model), base)
     assert back.notes, "what was rewritten is said"
+
+
+@pytest.mark.parametrize("layers", [[1, 2], [2], 2])
+def test_the_last_layers_come_in_as_such(layers: list[int] | int, tmp_path: Path) -> None:
+    base = base_of("llama-tied")
+    config = peft.LoraConfig(**LORA, target_modules=["v_proj", "down_proj"], layers_to_transform=layers)
+    model = made_by_peft(base, tmp_path / "theirs", config)
+    back = PEFT.read(tmp_path / "theirs", base)
+    mine = incoming(base, back.config, back.tensors)
+    assert_equal_answers(ours(mine), theirs(model), base)
+    assert back.config.top_layers == (len(layers) if isinstance(layers, list) else 1)  # type: ignore[attr-defined]
+    assert back.notes == ()
+    (tmp_path / "again").mkdir()
+    PEFT.write(mine, tmp_path / "again")
+    assert_same_tensors(load_file(tmp_path / "again" / TENSORS), load_file(tmp_path / "theirs" / TENSORS))
 
 
 PROMPT = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}

@@ -16,12 +16,17 @@ from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods.lora import LoRA
 from tritune.models import texts as texts_module
 from tritune.models.base import Batch
-from tritune.models.texts import TextCache
+from tritune.models.pieces import text_batch
+from tritune.models.texts import TextCache, Texts
 from tritune.text.encode import Encoded
 from tritune.text.pack import WORTH_SHARING, scoring_batch, training_batch
 from tritune.train.loop import batch_loss
 
 NAME = "llama"
+
+
+def known(given: Sequence[Encoded]) -> Texts:
+    return {row.context: () for row in given}
 
 
 def cache_of(
@@ -37,10 +42,11 @@ def cache_of(
 
     return TextCache(
         compute,
-        [row.context for row in given],
-        shape=base.cache_shape,
+        known(given),
+        numbers=BYTES // 4,
+        dim=2,
         dtype=base.dtype,
-        folder=folder,
+        path=folder / "texts",
         memory=memory,
         disk=disk,
     ), computed
@@ -71,7 +77,9 @@ def test_remembered_is_computed(
     cache, _ = cache_of(given[:7], tmp_path, memory=memory, disk=disk)
     for seed in range(3):
         for batch in batches(given, seed):
-            torch.testing.assert_close(cache.keys_values(batch), base_of(NAME).keys_values(batch), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                cache.of(text_batch(batch)), base_of(NAME).keys_values(batch), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_each_text_goes_through_the_base_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +88,7 @@ def test_each_text_goes_through_the_base_once(tmp_path: Path, monkeypatch: pytes
     cache, computed = cache_of(given, tmp_path)
     for seed in range(3):
         for batch in batches(given, seed):
-            cache.keys_values(batch)
+            cache.of(text_batch(batch))
     assert sum(computed) == sum(len(row.context) for row in given)
     assert len(computed) > 2, "in groups, when they are needed"
 
@@ -90,7 +98,7 @@ def test_what_all_texts_begin_with_is_held_once(tmp_path: Path) -> None:
     own = sum(len(row.context) - WORTH_SHARING for row in given)
     cache, computed = cache_of(given, tmp_path, memory=own * BYTES, disk=0)
     for batch in batches(given, 0):
-        cache.keys_values(batch)
+        cache.of(text_batch(batch))
     assert sum(computed) == 2 * WORTH_SHARING + own
 
 
@@ -101,12 +109,12 @@ def test_bounds_are_kept(memory: int, tmp_path: Path, monkeypatch: pytest.Monkey
     given = rows(9)
     cache, computed = cache_of(given, tmp_path, memory=memory, disk=30 * BYTES)
     for batch in batches(given, 0):
-        cache.keys_values(batch)
+        cache.of(text_batch(batch))
     assert (tmp_path / "texts").stat().st_size <= 30 * BYTES
-    held = sum(t.layers.numel() * 4 for t in cache._groups if t.layers is not None and t.file_start is None)
+    held = sum(t.whole.numel() * 4 for t in cache._groups if t.whole is not None and t.file_start is None)
     assert held <= memory
     before = len(computed)
-    cache.keys_values(training_batch(given))
+    cache.of(text_batch(training_batch(given)))
     assert len(computed) == before + 1
 
 
@@ -118,7 +126,7 @@ def test_the_numbers_do_not_depend_on_what_came_before(tmp_path: Path, monkeypat
     for i, order in enumerate(([0, 1, 2, 3], [3], [2, 3])):
         (tmp_path / str(i)).mkdir()
         cache, _ = cache_of(given, tmp_path / str(i), memory=60 * BYTES)
-        found = [cache.keys_values(batches(given, 0)[j]) for j in order]
+        found = [cache.of(text_batch(batches(given, 0)[j])) for j in order]
         results.append(found[-1])
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -137,7 +145,7 @@ def test_training_and_scoring_from_remembered_texts_are_training_and_scoring() -
     seen: list[int] = []
     handle = count(NAME, seen)
     try:
-        for texts in ([], [row.context for row in given]):
+        for texts in ({}, known(given)):
             delta.zero_grad()
             with base.remembering(texts), base.bind(delta):
                 for _ in range(2):  # the second time nothing of the texts is computed
@@ -162,14 +170,14 @@ def test_what_acts_inside_the_base_sees_no_remembered_text() -> None:
     delta = moved(LoRA(rank=2), base)
     with base.bind(delta):
         wanted = choice_log_likelihoods(base, given)
-        with base.remembering([row.context for row in given]):
+        with base.remembering(known(given)):
             assert choice_log_likelihoods(base, given) == wanted
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     base, given = base_of(NAME), rows(4)
-    with base.remembering([row.context for row in given], memory=0), base.bind(moved(PLACED["suffix"], base)):
+    with base.remembering(known(given), memory=0), base.bind(moved(PLACED["suffix"], base)):
         choice_log_likelihoods(base, given)
         assert [path.name for path in tmp_path.rglob("texts")] == ["texts"]
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from tritune.exchange.adapter_hub.codec import NAME, Codec, setting_problems
 from tritune.exchange.format import Incoming
 from tritune.exchange.problems import tensor_problems
 from tritune.methods import method_of
+from tritune.methods.base import first_layer
 from tritune.methods.bottleneck import Bottleneck
 from tritune.models.base import Role
 from tritune.models.load import Base
@@ -85,6 +86,7 @@ class BottleneckCodec(Codec):
         blocks = given.blocks or _PLACEMENTS[given.placement][0]
         config: dict[str, Any] = {
             **{key: plain[key] for key in _SAME},
+            "leave_out": sorted({*given.leave_out, *range(first_layer(adaptation.base, given.top_layers))}),
             "cross_adapter": False,
             "init_weights": _STARTS[given.init],
             "init_weights_seed": None,

@@ -19,6 +19,7 @@ from tritune.exchange.format import Incoming
 from tritune.exchange.lora_terms import alpha_of, gathered, largest, plain_problems, terms_of, uniform
 from tritune.exchange.modules import LinearModule, LowRank, linear_modules
 from tritune.exchange.problems import tensor_problems
+from tritune.methods.base import first_layer
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, Role, Site
 from tritune.models.load import Base
@@ -71,6 +72,7 @@ class LoraCodec(Codec):
         )
         terms = uniform(terms_of(adaptation))
         rank, scale = largest(terms.values())
+        left_out = list(range(first_layer(base, given.top_layers)))
         config = {
             "alpha": alpha_of(scale, rank, stabilised=False),
             "architecture": self.architecture,
@@ -79,7 +81,7 @@ class LoraCodec(Codec):
             "dropout": given.dropout,
             "init_weights": "lora",
             "init_weights_seed": None,
-            "leave_out": [],
+            "leave_out": left_out,
             "r": rank,
             "selfattn_lora": bool(roles & set(_ATTENTION)),
             "use_dora": False,
@@ -87,7 +89,7 @@ class LoraCodec(Codec):
             **{key: role in roles for key, role in feed_forward.items()},
         }
         tensors: dict[str, Tensor] = {}
-        for module, sites in _adapted(base, roles).items():
+        for module, sites in _adapted(base, roles, left_out).items():
             A, B = _names(module, NAME)
             tensors[A] = torch.cat([terms[site.key].A for site in sites])
             tensors[B] = torch.cat([terms[site.key].B for site in sites])

@@ -16,11 +16,13 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Incoming
+from tritune.exchange.lora_terms import reaching
 from tritune.exchange.modules import LinearModule, linear_modules, weighted_modules
 from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.lora import PREFIX
 from tritune.exchange.peft.targets import bad_patterns, is_target
 from tritune.exchange.problems import tensor_problems
+from tritune.methods.base import linear_roles, sites_of
 from tritune.methods.ia3 import IA3
 from tritune.models.base import LINEAR_ROLES, Role
 from tritune.models.load import Base
@@ -46,13 +48,13 @@ class Ia3Codec(Codec):
             ],
         )
         scales = {name: tensor.cpu() for name, tensor in adaptation.delta.export().items()}
-        roles = {*given.output_roles, *given.input_roles}
+        sites = {site.key for site in adaptation.delta.sites()}
         adapted = [
             module
             for module in linear_modules(adaptation.base).values()
-            if any(site.role in roles for site, _ in module.sites)
+            if any(site.key in sites for site, _ in module.sites)
         ]
-        entering = {module.within for module in adapted if module.sites[0][0].role in given.input_roles}
+        entering = {_target(module, given) for module in adapted if module.sites[0][0].role in given.input_roles}
         config = {
             "exclude_modules": None,
             "fan_in_fan_out": any(module.transposed for module in adapted),
@@ -60,9 +62,9 @@ class Ia3Codec(Codec):
             "init_ia3_weights": True,
             "modules_to_save": None,
             "peft_type": "IA3",
-            "target_modules": sorted({module.within for module in adapted}),
+            "target_modules": sorted({_target(module, given) for module in adapted}),
         }
-        return config, {_name(m.path): _vector(m, scales, entering=m.within in entering) for m in adapted}
+        return config, {_name(m.path): _vector(m, scales, entering=_target(m, given) in entering) for m in adapted}
 
     def decode(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Base, where: str) -> Incoming:
         unreadable = [
@@ -80,6 +82,11 @@ class Ia3Codec(Codec):
                 part = "in" if path in entering else "out"
                 found[f"{site.key}.{part}"] = vector.clone() if columns is None else vector[module.rows_of(columns)]
         return _gathered(found, base)
+
+
+def _target(module: LinearModule, given: IA3) -> str:
+    """How a module is named among the targets: PEFT has no layers for IA3, so in some of them each by itself."""
+    return module.within if given.top_layers is None else module.path
 
 
 def _name(path: str) -> str:
@@ -139,18 +146,21 @@ def _wanted(
 
 
 def _gathered(scales: Mapping[str, Tensor], base: Base) -> Incoming:
-    """Scales of sites as one config of ours: every site of its roles; at one where nothing was scaled."""
+    """Scales of sites as one config of ours: every site of its roles down to the first layer; at one where nothing was."""
     roles = {part: [role for role in LINEAR_ROLES if _has(role, part, scales, base)] for part in ("out", "in")}
     tensors = {}
     missing = 0
-    for site in base.sites:
+    top_layers = reaching({name.rpartition(".")[0] for name in scales}, base)
+    for site in sites_of(base, linear_roles(base), top_layers):
         for part, width in (("out", site.d_out), ("in", site.d_in)):
             if site.role in roles[part]:
                 name = f"{site.key}.{part}"
                 missing += name not in scales
                 tensors[name] = scales.get(name, torch.ones(width)).contiguous()
     notes = (f"{missing} places that the file leaves alone got scales of one",) if missing else ()
-    return Incoming(IA3(output_roles=tuple(roles["out"]), input_roles=tuple(roles["in"])), tensors, notes)
+    return Incoming(
+        IA3(output_roles=tuple(roles["out"]), input_roles=tuple(roles["in"]), top_layers=top_layers), tensors, notes
+    )
 
 
 def _has(role: Role, part: str, scales: Mapping[str, Tensor], base: Base) -> bool:

@@ -24,6 +24,7 @@ from tritune.exchange.modules import LinearModule, LowRank, fuse, linear_modules
 from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.targets import bad_patterns, by_pattern, is_target
 from tritune.exchange.problems import tensor_problems
+from tritune.methods.base import first_layer
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, LINEAR_ROLES
 from tritune.models.load import Base
@@ -88,7 +89,7 @@ class LoraCodec(Codec):
             "init_lora_weights": True,
             "layer_replication": None,
             "layers_pattern": None,
-            "layers_to_transform": None,
+            "layers_to_transform": _layers(given, adaptation.base),
             "loftq_config": {},
             "lora_alpha": alpha,
             "lora_bias": False,
@@ -99,7 +100,9 @@ class LoraCodec(Codec):
             "peft_type": "LORA",
             "r": r,
             "rank_pattern": {re.escape(within): rank for within, rank in ranks.items() if rank != r},
-            "target_modules": sorted(ranks),
+            "target_modules": sorted(
+                ranks
+            ),  # an embedding or a head by its whole name: in no layer, and adapted all the same
             "target_parameters": None,
             "trainable_token_indices": None,
             "use_dora": given.dora,
@@ -126,6 +129,13 @@ class LoraCodec(Codec):
         result = gathered(terms, base, stabilised=stabilised, dropout=dropout)
         stored = sum(base_name(path) in tensors for path in wanted)
         return replace(result, notes=(*result.notes, *([_LEFT_OUT] if stored else [])))
+
+
+def _layers(given: LoRA, base: Base) -> list[int] | None:
+    """Numbers of the layers that take part; None: all."""
+    if given.top_layers is None:
+        return None
+    return list(range(first_layer(base, given.top_layers), base.cache_shape[0]))
 
 
 def fused_terms(adaptation: Adaptation) -> list[tuple[LinearModule, LowRank]]:
