@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
-from tritune.evaluate.record import Caveat, Entry, ExampleResult, Pair
-from tritune.evaluate.stats import ALPHA
+from tritune.evaluate.record import ALPHA, Caveat, Entry, ExampleResult, Pair
 from tritune.spec import Strategy
 
 Lang = Literal["en", "ru"]

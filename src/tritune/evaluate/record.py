@@ -82,6 +82,10 @@ class Entry(Frozen):
     curve: tuple[CurvePoint, ...] = ()
 
 
+#: a difference counts as shown when its corrected p lies below this
+ALPHA = 0.05
+
+
 class Pair(Frozen):
     """Two methods on the same examples (seed by seed pooled), and what may be said of the difference.
 

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritune.errors import Mismatch, Problem
-from tritune.evaluate.record import ExampleResult, Pair
+from tritune.evaluate.record import ALPHA, ExampleResult, Pair
 
 Floats = NDArray[np.float64]
 #: method -> seed -> one result per test example, in test order
 Results = Mapping[str, Mapping[int, Sequence[ExampleResult]]]
 
-#: a difference counts as shown when its corrected p lies below this
-ALPHA = 0.05
 NO_DIFFERENCE = "no difference shown"
 
 RESAMPLES = 9_999
