@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -53,7 +54,7 @@ class Plan(Frozen):
     configs: Mapping[str, MethodConfig] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     shots: int = Field(default=4, ge=0)
-    rates: tuple[float, ...] = Field(default=(1 / 3, 1.0, 3.0), min_length=1)
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1 / 3, 1.0, 3.0), min_length=1)
     search_share: float = Field(default=0.25, gt=0, le=1)
     training: Training = Training()
 
@@ -82,8 +83,8 @@ def compare(
     probe = ForgettingProbe(base, _most_virtual(configs))
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, progress)
-        if len(found.entries) == 1:
-            progress.say(_forecast(found.entries[0], task, plan, progress.lang))
+        if len(found.entries) == 1 and (ahead := _ahead(found.entries[0], task, plan)):
+            progress.say(told("ahead", progress.lang, time=units.seconds(ahead, progress.lang)))
     for kind, config in configs.items():
         _measure_method(base, task, kind, config, plan, rows, found, probe, progress)
     return _comparison(base, task, plan, found, command), found.results
@@ -153,9 +154,9 @@ def _measure_prompting(
     progress.say(_line(entry, progress.lang))
 
 
-def _forecast(first: Entry, task: Task, plan: Plan, lang: Lang) -> str:
-    seconds = work(task, plan).seconds(first.seconds_per_1000_rows / 1000, scopes(plan))
-    return told("ahead", lang, time=units.seconds(seconds, lang))
+def _ahead(first: Entry, task: Task, plan: Plan) -> float:
+    """Seconds that the rest will take; 0: nothing follows."""
+    return work(task, plan).seconds(first.seconds_per_1000_rows / 1000, scopes(plan))
 
 
 def work(task: Task, plan: Plan) -> Work:

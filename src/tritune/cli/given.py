@@ -53,7 +53,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _methods(text: str) -> object:
-    return "all" if text.strip() == "all" else _words(text)
+    names = _words(text)
+    if not names:
+        raise typer.BadParameter("names no method", param_hint="--methods")
+    return "all" if names == ("all",) else names
 
 
 def _values(text: str) -> tuple[object, ...]:

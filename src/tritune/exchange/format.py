@@ -75,6 +75,11 @@ class Format(ABC):
         """
         return folder, base_folder
 
+    @property
+    def readable(self) -> bool:
+        """Whether a folder in this format can be read, be it only to check it."""
+        return type(self).read is not Format.read
+
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is in this format."""
         return False

@@ -88,4 +88,10 @@ def _verdict(
     except Absent as absent:
         if python is not None:
             raise
+        if not chosen.readable:
+            raise Mismatch(
+                f"What is written as '{chosen.name}' can only be checked by {chosen.reference}, and {absent}; "
+                "nothing was written.",
+                hint=f"Install {chosen.reference}, or name a Python that has it (--reference PYTHON).",
+            ) from None
         return verify_by_ourselves(chosen, folder, adaptation, rows, str(absent))

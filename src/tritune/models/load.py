@@ -35,6 +35,7 @@ from tritune.models import attention
 from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.depth import above, below
+from tritune.models.device import device_named
 from tritune.models.dtype import Dtype, at_least_float32, preferred, stored_dtype, torch_dtype
 from tritune.models.fast import quicken, stream_of
 from tritune.models.layout import Layout, build
@@ -437,10 +438,10 @@ def load_base(
 
     Raises:
         Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.
-        Mismatch: the folder lacks files.
+        Mismatch: the folder lacks files, or the device is not there.
         UnsupportedBase: unknown family, or packed rows are not solo rows.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_named(device)
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
     wanted = torch_dtype(dtype or preferred(device))

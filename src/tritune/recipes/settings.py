@@ -7,7 +7,7 @@ no base, imports no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -62,7 +62,7 @@ class CompareSettings(Settings):
     configs: Mapping[str, Mapping[str, object]] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     shots: int | None = Field(default=None, ge=0)
-    rates: tuple[float, ...] | None = Field(default=None, min_length=1)
+    rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     search_share: float | None = Field(default=None, gt=0, le=1)
 
     def kinds(self) -> tuple[str, ...]:

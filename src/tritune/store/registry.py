@@ -166,7 +166,7 @@ def _fill(
         write_tensors(folder / TENSORS, tensors or {})
     files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     manifest = describe(files)
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json") | {"id": manifest.id()})
     return manifest
 
 
@@ -184,7 +184,13 @@ def read(folder: Path) -> Stored:
         raise Mismatch(
             f"{folder} was written by a newer tritune.", [Problem("format", f"{found}, known up to {FORMAT}")]
         )
+    wanted = data.pop("id", None) if isinstance(data, dict) else None  # folders of before have none
     manifest = Manifest.read(data, str(folder / MANIFEST))
+    if wanted is not None and wanted != manifest.id():
+        raise Mismatch(
+            f"{folder} is damaged or was changed.",
+            [Problem(MANIFEST, f"its content hash is {manifest.id()[:12]}, it was stored as {str(wanted)[:12]}")],
+        )
     if re.fullmatch(r"[0-9a-f]{12}", folder.name) and folder.name != manifest.id()[:12]:
         raise Mismatch(
             f"{folder} is damaged or was changed.",

@@ -51,6 +51,8 @@ class Reading:
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Every row's label is one of `labels`, and every one of `labels` has a training row."""
+        if not labels:
+            return  # the rows that would have told could not be read, which is said already
         known = set(labels)
         for table in self.tables.values():
             self.problems += [self.unknown_label(e, labels) for e in table.examples if e.label not in known]
@@ -80,7 +82,7 @@ class Reading:
                 found += shared_rows(self.tables[first], self.tables[second])
         self.facts["duplicates_across_splits"] = len(found)
         if not allowed:
-            advice = "; delete it from one of them, or allow duplicates to go on with a caveat"
+            advice = "; delete it from one of them, or allow duplicates (--allow-duplicates) to go on with a caveat"
             self.problems += [replace(problem, what=problem.what + advice) for problem in found]
 
     def split_dev(self, fraction: float) -> None:

@@ -18,6 +18,18 @@ from tritune.errors import Mismatch
 from tritune.recipes.settings import CompareSettings
 
 
+@pytest.mark.parametrize("rates", ["0", "1,-1"])
+def test_a_rate_is_above_zero(rates: str) -> None:
+    """At rate 0 nothing is learned, and the base's own score would stand as the method's."""
+    with pytest.raises(Mismatch, match=r"rates\.\d'.*greater than 0"):
+        given.settings(CompareSettings, {"rates": rates})
+
+
+def test_no_method_at_all_is_no_choice() -> None:
+    with pytest.raises(typer.BadParameter, match="names no method"):
+        given.settings(CompareSettings, {"methods": " "})
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

@@ -27,7 +27,8 @@ from tests.unit.exchange.conftest import (
 )
 from tests.unit.models import tiny_gguf
 from tritune.errors import Mismatch, NotMergeable
-from tritune.exchange import format_named
+from tritune.exchange import format_named, outward
+from tritune.exchange.format import Absent
 from tritune.exchange.gguf.lora import ALPHA
 from tritune.exchange.gguf.lora import FILE as ADAPTER
 from tritune.exchange.gguf.model import FILE as MODEL
@@ -156,6 +157,18 @@ def test_what_is_more_than_a_term_on_a_linear_map_is_named(base: Base, tmp_path:
     with pytest.raises(Mismatch) as caught:
         ON_TOP.write(adapted(base, config), tmp_path)
     assert set(problems(caught.value)) == {"dora", "role 'embed'", "role 'head'"}
+
+
+def test_a_whole_model_that_nothing_can_check_is_not_written(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object) -> None:
+        raise Absent("llama_cpp is not installed")
+
+    monkeypatch.setattr(outward, "verify", absent)
+    with pytest.raises(Mismatch, match=r"llama_cpp is not installed(.|\n)*--reference"):
+        export(adapted(base, LoRA(rank=3)), "gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_cannot_be_merged(base: Base, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_what_learned_on_floats_is_not_answered_by_codes(nf4: Base, floats: Base
 def test_manifests_from_before_there_was_a_form_keep_their_names(floats: Base, tmp_path: Path) -> None:
     stored = adaptation(floats, LORA).save(tmp_path / "mine")
     document = json.loads((tmp_path / "mine" / MANIFEST).read_text())
+    assert document.pop("id") == stored.id
     assert "quantised" not in document["base"]
     assert Manifest.read(document, "test").id() == stored.id
     in_nf4 = Manifest.read(document | {"base": document["base"] | {"quantised": "nf4"}}, "test")

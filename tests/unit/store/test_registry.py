@@ -53,6 +53,18 @@ def tree(folder: Path) -> dict[str, bytes]:
 # --- named by content ---
 
 
+def test_a_changed_manifest_is_refused_under_any_name(tmp_path: Path) -> None:
+    """Other label words would turn every answer round."""
+    stored = save_as(tmp_path / "mine", manifest, tensors=TENSOR)
+    path = stored.folder / MANIFEST
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"task": {"kind": "classification", "label_words": {"a": "b"}}}))
+    with pytest.raises(Mismatch, match="damaged or was changed"):
+        read(stored.folder)
+    path.write_text(json.dumps({key: value for key, value in document.items() if key != "id"}))
+    assert read(stored.folder).id == stored.id, "folders of before have none"
+
+
 def test_the_name_is_the_beginning_of_the_content_hash(tmp_path: Path) -> None:
     stored = save(tmp_path, manifest, tensors=TENSOR)
     assert stored.folder == tmp_path / stored.id[:12]

@@ -435,3 +435,10 @@ def test_one_sentence_asked_about_several_entities_is_counted_not_refused():
     facts = classification(RUSENTNE / "train.jsonl", RUSENTNE / "test.jsonl").describe()
     assert facts["near_duplicates"] > 1000
     assert facts["contradicting_rows"]["train"] > 0
+
+
+def test_training_rows_that_cannot_be_read_make_no_label_unknown(write: Write) -> None:
+    test = write("test.csv", csv_of(GOOD))
+    [(where, what)] = problems_of(train="nope.csv", test=str(test))
+    assert where == "nope.csv"
+    assert "no such file" in what
