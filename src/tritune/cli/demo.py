@@ -83,16 +83,16 @@ def within(minutes: float, settings: CompareSettings, base: Base, progress: Prog
     """As many rows as this machine gets through in that time, in as many steps."""
     from tritune.comparison import scopes, work
     from tritune.pace import seconds_per_row
+    from tritune.tasks.base import Split
 
-    assert settings.train_rows  # the recipe says how many
-    assert settings.test_rows
     task, plan = load_task(settings, progress), compare.plan_of(settings)
     share = work(task, plan).share_within(60 * minutes * (1 - MARGIN), seconds_per_row(base, task), scopes(plan))
     if share == 1:
         return settings
-    train, test = (fewer(rows, share) for rows in (settings.train_rows, settings.test_rows))
+    whole = len(task.examples(Split.TRAIN))
+    train, test = (fewer(rows, share) for rows in (whole, len(task.examples(Split.TEST))))
     progress.say(told("fewer", progress.lang, minutes=f"{minutes:g}", train=train, test=test))
-    batch_tokens = round(settings.batch_tokens * train / settings.train_rows)
+    batch_tokens = round(settings.batch_tokens * train / whole)
     return settings.model_copy(update={"train_rows": train, "test_rows": test, "batch_tokens": batch_tokens})
 
 

@@ -54,9 +54,9 @@ def test_what_was_written_into_since_is_kept() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_gradients_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, family: str, kind: str) -> None:
     base = tiny_base(family)
-    loss, slopes = loss_and_slopes(base, kind, 0, twins=True)
+    loss, slopes = loss_and_slopes(base, method(kind).variants[0], twins=True)
     monkeypatch.setattr(MadeAgain, "offer", lambda self, made, make: made)
-    kept_loss, kept_slopes = loss_and_slopes(base, kind, 0, twins=True)
+    kept_loss, kept_slopes = loss_and_slopes(base, method(kind).variants[0], twins=True)
     assert loss == kept_loss
     assert slopes.keys() == kept_slopes.keys()
     for name, slope in kept_slopes.items():
@@ -77,7 +77,7 @@ def test_norms_and_gated_products_are_not_kept(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(MadeAgain, "_kept", watched)
     base = tiny_base("llama")
-    loss_and_slopes(base, kind, 0, twins=True)
+    loss_and_slopes(base, method(kind).variants[0], twins=True)
     widths = {t.shape[-1] for t in made}
     assert widths == {base.config.hidden_size, base.config.intermediate_size}
     assert len(made) >= 3 * base.config.num_hidden_layers
