@@ -3,6 +3,7 @@
 # make parity  our methods and formats against the reference implementations; writes docs/parity.md; the last line is JSON
 #              (the first time it makes adapter-hub's environment, which benchmarks share; TRITUNE_ADAPTERS_PYTHON names another)
 # make guards  each defect that a test in tests/guards guards against, built into a copy of the code: that test must fail there
+# make test-cuda    what needs a GPU, with the python and torch of the machine: make test-cuda PYTHON=python3
 # make check   formatting, lint, types
 # make bench   speed and memory against other libraries (20 minutes; the first time it makes their environments as well)
 # make bench-sweep    look for the peers' best settings on this machine (before a bench that is to be quoted)
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test parity guards check format bench bench-sweep bench-prediction bench-environments clean
+.PHONY: demo test test-cuda parity guards check format bench bench-sweep bench-prediction bench-environments clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
@@ -26,7 +27,11 @@ demo: $(READY)
 	$(BIN)/tritune demo --out runs/demo --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/parity --ignore=tests/unit/exchange
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/parity --ignore=tests/unit/exchange --ignore=tests/cuda
+
+# CPU builds are what the set-up installs; a GPU's torch is the machine's own.
+test-cuda:
+	PYTHONPATH=src:. $(PYTHON) -m pytest tests/cuda -o filterwarnings=default
 
 ifndef TRITUNE_ADAPTERS_PYTHON
 ADAPTERS := benchmarks/.venv-adapters/.ready

@@ -1,16 +1,18 @@
-"""Training speed on one GPU: bases of 0.1B to 8B shape with random weights, made from configs; nothing is fetched.
+"""Training speed on one GPU: bases of 0.1B to 8B shape with random weights, made from configs; nothing is fetched or stored.
 
     python -m benchmarks.gpu [--shapes 0.1B 1B 3B 8B] [--methods lora full] [--length 4096] [--batch-tokens 16384]
     python -m benchmarks.gpu --device cpu --shapes tiny --length 32 --batch-tokens 64       does it run at all
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
-line per method and shape. Peak memory is what torch had allocated. Use of the machine counts as in `flops.py`.
+line per method, shape and way: as it comes, and with regions compiled (`--compile`), each in turn. Peak memory is what torch
+had allocated. Use of the machine counts as in `flops.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,13 +20,24 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.protocol import Outcome, Row, Spec, write_rows
+from benchmarks import flops
+from benchmarks.machine import matrix_rates
+from benchmarks.protocol import Row
 from benchmarks.records import Records, say
 from benchmarks.rows import synthetic
-from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, ours
+from benchmarks.sides import SUBJECTS
+from tritune.measure import measured
 from tritune.methods import method
+from tritune.models import regions
+from tritune.models.load import Base
+from tritune.models.probe import probe
 from tritune.models.tiny import byte_tokenizer
+from tritune.run import Training
+from tritune.spec import Digests, digest
+from tritune.text.encode import Encoded
+from tritune.text.pack import training_batch
+from tritune.train.loop import batch_loss
+from tritune.train.optim import adamw, set_rate
 
 #: layers, width, feed-forward width, heads, key heads, vocabulary, tied head: SmolLM2-135M, Llama 3.2 1B and 3B, Llama 3 8B
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
@@ -34,11 +47,12 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "3B": (28, 3072, 8192, 24, 8, 128256, True),
     "8B": (32, 4096, 14336, 32, 8, 128256, False),
 }
-WARMUP = 3
+#: steps before the first that counts
+WARMUP = 2
 
 
-def build(name: str, folder: Path, longest: int, device: str) -> None:
-    """A base of this shape with random weights, as a folder."""
+def build(name: str, longest: int, device: str) -> Base:
+    """A base of this shape with random weights, that has passed the probe."""
     layers, hidden, intermediate, heads, kv_heads, vocabulary, tied = SHAPES[name]
     config = AutoConfig.for_model(
         "llama",
@@ -50,18 +64,105 @@ def build(name: str, folder: Path, longest: int, device: str) -> None:
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
         max_position_embeddings=longest + 128,
-        architectures=["LlamaForCausalLM"],
     )
     torch.manual_seed(0)
     with torch.device(device):  # drawing eight thousand million numbers takes minutes on a processor
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-    model.cpu().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    same = digest({"random": name})
+    base = Base(model, byte_tokenizer(), f"random-{name}", Digests(weights=same, config=same, tokenizer=same))
+    probe(base)
+    return base
 
 
-def rows_of(n: int, length: int, vocabulary: int) -> list[Row]:
+def rows_of(n: int, length: int, vocabulary: int) -> list[Encoded]:
     """Rows of which every position but the first is learned."""
-    return [Row(row.context[:1], row.context[1:] + row.target) for row in synthetic(n, length, vocabulary)]
+    whole = [Row(row.context[:1], row.context[1:] + row.target) for row in synthetic(n, length, vocabulary)]
+    return [
+        Encoded(str(i), tuple(row.context), tuple(row.target), (tuple(row.target),), 0) for i, row in enumerate(whole)
+    ]
+
+
+class Subject:
+    """One method in training on a base, step by step."""
+
+    def __init__(self, base: Base, name: str, rows: list[Encoded]) -> None:
+        self.base, self.rows, self.kind = base, rows, SUBJECTS[name].kind
+        made = method(self.kind)
+        config = made.Config(**SUBJECTS[name].config)
+        self.delta = made.init(config, base, torch.Generator().manual_seed(0)).train()
+        self.parameters = list(self.delta.trainable().values())
+        self.optimizer = adamw(dict(self.delta.trainable()), Training())
+        set_rate(self.optimizer, made.learning_rate)
+        self.supervised = sum(len(row.target) for row in rows)
+        work = flops.Work(
+            lengths=[row.n_trained for row in rows],
+            supervised=self.supervised,
+            added=made.budget(config, base).added_flops,
+            virtual=made.virtual_tokens(config),
+        )
+        self.flops = flops.step(flops.Shape.of(base.config.to_dict()), self.kind, work)
+
+    def step(self) -> tuple[float, float]:
+        """Its seconds and its loss, as float only when the step is over."""
+        start = time.perf_counter()
+        loss = batch_loss(self.base, training_batch(self.rows)) / self.supervised
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.base.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, float(loss.detach())
+
+
+@dataclass
+class Turns:
+    """What one way of running took: its first step, then the steps of each turn."""
+
+    first: float = 0.0
+    seconds: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def take(self, subject: Subject, steps: int) -> None:
+        with measured() as cost:
+            begun = [subject.step() for _ in range(WARMUP)]
+            timed = [subject.step() for _ in range(steps)]
+        self.first = self.first or begun[0][0]
+        self.seconds.append([seconds for seconds, _ in timed])
+        self.losses += [loss for _, loss in begun + timed]
+        self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
+
+
+def in_turn(subject: Subject, turns: int, steps: int) -> dict[bool, Turns]:
+    """As it comes (False) and compiled (True, on a GPU only), one after the other, so that both see the same machine."""
+    ways = {compiled: Turns() for compiled in ((False, True) if subject.base.device.type == "cuda" else (False,))}
+    with subject.base.bind(subject.delta), subject.base.without(subject.delta.weights()):
+        for _ in range(turns):
+            for compiled, way in ways.items():
+                regions.use(compiled)
+                way.take(subject, steps)
+    regions.use(False)
+    return ways
+
+
+def line(subject: Subject, compiled: bool, way: Turns, matrix_rate: float) -> dict[str, Any]:
+    seconds = median(map(median, way.seconds))
+    tokens = sum(row.n_trained for row in subject.rows)
+    return {
+        "base": subject.base.name,
+        "method": subject.kind,
+        "compiled": compiled,
+        "device": torch.cuda.get_device_name() if subject.base.device.type == "cuda" else "cpu",
+        "tokens_per_second": tokens / seconds,
+        "mfu": subject.flops / seconds / matrix_rate,
+        "matrix_rate": matrix_rate,
+        "peak_bytes": way.peak_bytes,
+        "tokens_of_a_step": tokens,
+        "first_step_seconds": way.first,
+        "seconds_of_steps": way.seconds,
+        "losses": [way.losses[0], way.losses[-1]],
+    }
 
 
 def main() -> None:
@@ -70,59 +171,27 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(SUBJECTS), default=["lora", "full"])
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--batch-tokens", type=int, default=16384)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/gpu.jsonl)")
     options = parser.parse_args()
     records = Records("gpu", options.out)
-    per_step = max(1, options.batch_tokens // options.length)
-    step = list(range(per_step))
-    turns = [[step] * WARMUP, *[[step] * options.steps] * options.turns]
     for shape in options.shapes:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, rows_file = Path(scratch) / "base", Path(scratch) / "rows.json"
-            build(shape, folder, options.length, options.device)
-            write_rows(rows_of(per_step, options.length, SHAPES[shape][5]), rows_file)
-            for name in options.methods:
-                subject = SUBJECTS[name]
-                setup, rate = ours(options.batch_tokens), method(subject.kind).learning_rate
-                config = dict(subject.config)
-                spec = Spec(
-                    setup, subject.kind, config, str(folder), str(rows_file), turns, rate, device=options.device
-                )
-                try:
-                    outcome = in_turn({"ours": spec})["ours"]
-                except RunFailed as error:
-                    say(f"{shape} {name} failed: {error}")
-                    continue
-                found = {"shape": shape, "method": name, "length": options.length, "device": _device(options.device)}
-                record = found | line(outcome, per_step * options.length)
-                records.add(record)
-                say(f"{shape} {name}: {record['tokens_per_second']:.0f} tokens/s")
-
-
-def line(outcome: Outcome, tokens: int) -> dict[str, Any]:
-    """What was measured of one method; the machine's rate is that of its faster format."""
-    seconds = median(sum(turn) / len(turn) for turn in outcome.seconds[1:])
-    timed = outcome.matrix_rates[1:]
-    rate = max(median(r for turn in timed for r in turn[name]) for name in timed[0])
-    return {
-        "tokens_per_second": tokens / seconds,
-        "mfu": outcome.flops[-1] / seconds / rate,
-        "flops_per_second": outcome.flops[-1] / seconds,
-        "matrix_rate": rate,
-        "peak_bytes": outcome.peak_bytes,
-        "tokens_of_a_step": tokens,
-        "seconds_of_steps": outcome.seconds[1:],
-        "losses": [outcome.losses[0], outcome.losses[-1]],
-        "dtype": outcome.dtype,
-        "versions": outcome.versions,
-    }
-
-
-def _device(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+        base = build(shape, options.length, options.device)
+        rows = rows_of(max(1, options.batch_tokens // options.length), options.length, SHAPES[shape][5])
+        for name in options.methods:
+            try:
+                subject = Subject(base, name, rows)
+                ways = in_turn(subject, options.turns, options.steps)
+            except torch.OutOfMemoryError as error:
+                say(f"{shape} {name}: {error}")
+                continue
+            rate = max(matrix_rates(options.device).values())
+            for compiled, way in ways.items():
+                found = line(subject, compiled, way, rate)
+                records.add(found)
+                say(f"{shape} {name}{', compiled' if compiled else ''}: {found['tokens_per_second']:.0f} tokens/s")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tritune.models.base import Batch, Span
 from tritune.models.fast import StandIn
+from tritune.models.head import Head
 from tritune.models.load import Base, load_base
 from tritune.models.locate import PACKAGED_BASES
 from tritune.models.tiny import tiny_base
@@ -53,7 +54,7 @@ def stock_of(name: str) -> PreTrainedModel:
 def stock(base: Base) -> PreTrainedModel:
     model = copy.deepcopy(base.model)
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), StandIn):
+        if isinstance(module.__dict__.get("forward"), StandIn | Head):
             del module.forward
     model.set_attn_implementation("eager")
     return model

@@ -77,6 +77,7 @@ def compare(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantise: options.QuantiseBase = None,
+    compiled: options.Compiled = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,
@@ -160,7 +161,9 @@ def run(
     from tritune.store.files import write_json, write_text
 
     plan = plan_of(settings)
-    base = base or load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
+    base = base or load_base(
+        settings.base, settings.dtype, settings.device, progress, settings.quantise, compiled=settings.compiled
+    )
     with nullcontext() if going_on else folders.replacing(out, OWN, progress):
         if not going_on:
             resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})

@@ -66,7 +66,13 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
 
 
 def load_base(
-    ref: str, dtype: Dtype | None, device: str | None, progress: Progress, quantise: Quantisation | None = None
+    ref: str,
+    dtype: Dtype | None,
+    device: str | None,
+    progress: Progress,
+    quantise: Quantisation | None = None,
+    *,
+    compiled: bool = False,
 ) -> Base:
     """The base, without the bars and warnings of the library below."""
     progress.stage(told("load", progress.lang, name=Path(ref).name), 0, "")
@@ -77,7 +83,7 @@ def load_base(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    base = load.load_base(ref, dtype=dtype, device=device, quantise=quantise, progress=progress.say)
+    base = load.load_base(ref, dtype=dtype, device=device, quantise=quantise, compiled=compiled, progress=progress.say)
     facts = {
         "name": base.name,
         "size": units.count(base.parameters().count(), progress.lang),

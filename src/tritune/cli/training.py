@@ -56,7 +56,9 @@ def run(
     from tritune.trial import Trial
 
     config = _config(settings)
-    base = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
+    base = load_base(
+        settings.base, settings.dtype, settings.device, progress, settings.quantise, compiled=settings.compiled
+    )
     state = folder.load() if resume else None
     rate = settings.learning_rate or method_of(config).learning_rate
     # The rate is written out: a resumed run reads it from its folder, and both must be the same document.

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 import torch
-from torch.nn import functional as F
 
 from tritune.models.base import IGNORE, Edits, NoEdits
 from tritune.models.load import Base
@@ -60,8 +59,7 @@ class ForgettingProbe:
             batch = training_batch(rows[start : start + TOGETHER])
             assert batch.labels_N is not None
             at_K = (batch.labels_N != IGNORE).nonzero()[:, 0]
-            logits_KV = self.base.logits(batch, at_K)
-            total += float(F.cross_entropy(logits_KV, batch.labels_N[at_K].to(logits_KV.device), reduction="sum"))
+            total += float(self.base.loss(batch, at_K, batch.labels_N[at_K]))
         return total / sum(len(row.target) for row in rows)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from tritune.errors import UnsupportedBase
+from tritune.models import varlen
 from tritune.models.dtype import at_least_float32
 from tritune.models.layout import Group, Layout
 from tritune.models.short_rows import ShortRows
@@ -63,6 +64,8 @@ def packed_attention(
     q_NHd, k_NKd, v_NKd = (t[0].transpose(0, 1) for t in (query, key, value))
     if layout.past is not None:
         k_NKd, v_NKd = layout.past.joined(module.layer_idx, k_NKd, v_NKd)  # type: ignore[arg-type]  # an int
+    if layout.rows is not None and varlen.runs_here(query, softcap):
+        return varlen.attend(layout.rows, q_NHd, k_NKd, v_NKd, scale, sliding_window)[None], None
     if softcap is None and not any(_is_long(group) for group in layout.groups):
         k_KNd, v_KNd = k_NKd.transpose(0, 1), v_NKd.transpose(0, 1)
         y_HNd: Tensor = ShortRows.apply(query[0], k_KNd, v_KNd, layout, scale, sliding_window)  # type: ignore[no-untyped-call]
@@ -92,16 +95,24 @@ def _attend(
         t.index_select(0, group.key_BS.flatten()).view(B, S, K, t.shape[-1]).permute(2, 0, 1, 3) for t in (k_NKd, v_NKd)
     )
     k_KPd, v_KPd = (t.index_select(0, group.shared_P).transpose(0, 1) for t in (k_NKd, v_NKd))
-    hidden_BLT = group.hidden(window)
     if _is_long(group) and softcap is None:
         keys, values = (
             torch.cat([shared[:, None].expand(-1, B, -1, -1), own], 2).transpose(0, 1)
             for shared, own in ((k_KPd, k_KBSd), (v_KPd, v_KBSd))
         )
+        # Without a mask the kernel leaves out what lies ahead, and its backward needs no mask either.
+        whole = group.causal and not len(group.shared_P) and (window is None or window >= S)
         y_BHLd = F.scaled_dot_product_attention(
-            q_BLHd.transpose(1, 2), keys, values, attn_mask=~hidden_BLT[:, None], scale=scale, enable_gqa=K != H
+            q_BLHd.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=None if whole else ~group.hidden(window)[:, None],
+            is_causal=whole,
+            scale=scale,
+            enable_gqa=K != H,
         )
         return y_BHLd.transpose(1, 2)
+    hidden_BLT = group.hidden(window)
     # Query heads that share a key head are folded into the rows of one product, and all spans into one product with the
     # shared keys: no key or value is copied for either.
     R = H // K * L

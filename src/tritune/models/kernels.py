@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tritune.models import regions
 from tritune.models.base import LowRank
 
 
@@ -29,6 +30,8 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def rms_normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The same, with no backward."""
+    if regions.in_use(x):
+        return regions.compiled(regions.normed)(x, weight_D, eps)
     return _scaled(x, _inverse(x, eps), weight_D)
 
 
@@ -46,6 +49,10 @@ def _scaled(x: Tensor, inverse: Tensor, weight_D: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        if regions.in_use(x):
+            ctx.save_for_backward(x, weight_D)
+            return rms_normed(x, weight_D, eps)
         inverse = _inverse(x, eps)
         ctx.save_for_backward(x, weight_D, inverse)
         return _scaled(x, inverse, weight_D)
@@ -53,13 +60,17 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight_D, inverse = ctx.saved_tensors
+        x, weight_D, *kept = ctx.saved_tensors
         wants_x, wants_weight, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
+        inverse = kept[0] if kept else _inverse(x, ctx.eps) if wants_weight else None
         if wants_weight:
             every = tuple(range(x.dim() - 1))
             grad_weight = (g * (x * inverse)).sum(every).to(weight_D.dtype)
-        if wants_x:
+        if wants_x and regions.in_use(x):
+            grad_x = regions.compiled(regions.norm_slope)(g, x, weight_D, ctx.eps)
+        elif wants_x:
+            inverse = _inverse(x, ctx.eps) if inverse is None else inverse
             wide = (g * weight_D).to(inverse.dtype)
             mean = torch.linalg.vecdot(wide, x.to(inverse.dtype))[..., None].mul_(inverse.pow(3)).div_(x.shape[-1])
             grad_x = wide.mul_(inverse).addcmul_(x, mean, value=-1).to(x.dtype)
@@ -145,6 +156,8 @@ def gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
 
 def swiglu_of(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """The same, with no backward."""
+    if regions.in_use(gate_NF):
+        return regions.compiled(regions.swiglu)(gate_NF, up_NF)
     return F.silu(gate_NF).mul_(up_NF)
 
 
@@ -180,6 +193,10 @@ class _Gated(torch.autograd.Function):
 
 def _swiglu_slopes(g_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, grad_gate_NF: Tensor, grad_up_NF: Tensor) -> None:
     """Into the last two."""
+    if regions.in_use(g_NF):
+        regions.compiled(regions.write_gate_slope)(grad_gate_NF, g_NF, gate_NF, up_NF)
+        regions.compiled(regions.write_up_slope)(grad_up_NF, g_NF, gate_NF)
+        return
     torch.mul(g_NF, up_NF, out=grad_up_NF)
     torch.ops.aten.silu_backward.grad_input(grad_up_NF, gate_NF, grad_input=grad_gate_NF)
     torch.mul(F.silu(gate_NF), g_NF, out=grad_up_NF)

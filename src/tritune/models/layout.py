@@ -19,6 +19,7 @@ from torch import Tensor
 from tritune.models.base import BARE, Batch, Span
 from tritune.models.past import Past
 from tritune.models.pieces import Lengths, Piece, asked_of, in_key_order, pieces_of, rows_behind
+from tritune.models.varlen import Rows, rows_of
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
@@ -38,6 +39,9 @@ class Group:
     query_position_BL: Tensor
     key_position_BT: Tensor  # shared keys, then the others (T = P + S); beyond every query where a key is padding
     kept: Tensor | None  # None: no padding
+    causal: (
+        bool  # nothing is hidden but what lies ahead: query i of a span sees the shared keys and the first i + 1 others
+    )
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     foldings: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
@@ -86,6 +90,7 @@ class Layout:
     source_N: Tensor | None
     rows_behind: Lengths
     asked: Tensor
+    rows: Rows | None = None  # for the kernel of a GPU
     past: Past | None = None
 
 
@@ -140,6 +145,7 @@ def build(
         source_N=None if source_N is None else source_N.to(device),
         rows_behind=rows_behind(batch, behind),
         asked=asked,
+        rows=rows_of(spans, computed, device) if device.type == "cuda" else None,
     )
 
 
@@ -205,7 +211,8 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n
     key_position_BT = torch.cat([positions_M[shared_P].expand(len(members), -1), key_position_BS], 1)
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept)
+    causal = all(spans[i].parents == common for i in members)
+    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept, causal)
 
 
 def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -232,4 +239,5 @@ def _to(group: Group, device: torch.device) -> Group:
         group.query_position_BL.to(device),
         group.key_position_BT.to(device),
         None if group.kept is None else group.kept.to(device),
+        group.causal,
     )

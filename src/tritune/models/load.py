@@ -31,13 +31,14 @@ from transformers import (
 )
 
 from tritune.errors import Mismatch, Problem, UnsupportedBase
-from tritune.models import attention
+from tritune.models import attention, regions
 from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.depth import above, below
 from tritune.models.device import device_named
 from tritune.models.dtype import Dtype, at_least_float32, preferred, stored_dtype, torch_dtype
 from tritune.models.fast import quicken, stream_of
+from tritune.models.head import head_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.matrix import SiteMatrix
@@ -79,9 +80,7 @@ class Base:
         self._matrices: dict[str, SiteMatrix] = {}
         self._embedding_name = next(n for n, p in model.named_parameters() if p is self.embedding.weight)
         model.set_attn_implementation(attention.NAME)
-        if self.dtype is torch.bfloat16:
-            head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-            head.forward = _wide(head)
+        self._head = head_of(model)
         if known is None:
             quicken(model, self.places, self._stream)
         hold_in_memory(model)
@@ -306,6 +305,15 @@ class Base:
         x_ND = self._embedded(batch, weights)
         return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights, entering))
 
+    def loss(self, batch: Batch, at_K: Tensor, labels_K: Tensor) -> Tensor:
+        """Sum of the cross-entropies of `labels_K` at positions `at_K`, as a scalar: what `logits` would give, but where
+        these are many they are never held together. A head that something acts on gives logits."""
+        labels_K = labels_K.to(self.device)
+        if Role.HEAD in self._stream.edited or not self._head.pays(len(at_K)):
+            return F.cross_entropy(self.logits(batch, at_K), labels_K, reduction="sum")
+        with self._head.answering_with_loss(labels_K):
+            return self.logits(batch, at_K).view(())
+
     def _embedded(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
         """What the batch's own tokens are to the first layer."""
         tokens_N = batch.tokens_N.to(self.device)
@@ -397,27 +405,6 @@ def _check_slots(batch: Batch, edits: Edits) -> None:
     )
 
 
-def _wide(head: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The head's product in fp32: bf16 logits around 30 are 0.125 apart, and answers would tie.
-
-    The widened weight is kept while the base's own is in place; edits may bring another.
-    """
-    own = head.weight
-    kept: list[Tensor] = []
-
-    def forward(x_KD: Tensor) -> Tensor:
-        if head.weight is not own:
-            weight_VD = head.weight.float()
-        else:
-            if not kept:
-                kept.append(own.detach().float())
-            weight_VD = kept[0]
-        bias: Tensor | None = head.bias
-        return F.linear(x_KD.float(), weight_VD, None if bias is None else bias.float())
-
-    return forward
-
-
 def load_base(
     ref: str | Path,
     *,
@@ -425,6 +412,7 @@ def load_base(
     dtype: Dtype | None = None,
     device: str | None = None,
     quantise: Quantisation | None = None,
+    compiled: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Base:
     """Load a base and let it prove that it can be packed.
@@ -435,6 +423,8 @@ def load_base(
         device: None: the first GPU if there is one, else the CPU.
         quantise: keep the weights of the layers' linear maps in 8 bits ("int8", one scale per output) or 4 ("nf4");
             embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time.
+        compiled: on a GPU, make element-wise parts of the layers one kernel each, with torch.compile, when they first run.
+            That takes some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU never does it.
 
     Raises:
         Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.
@@ -454,6 +444,7 @@ def load_base(
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located = located
+    regions.use(compiled)
     probe(base)
     return base
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -57,9 +58,12 @@ def _pack_nf4(weight_ED: Tensor) -> tuple[Tensor, Tensor]:
 def _unpack_nf4(codes: Tensor, scales_B: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     known = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
     library = _library()
-    state = library.QuantState(scales_B, torch.Size(shape), blocksize=BLOCK, quant_type="nf4", dtype=known)
-    unpacked_ED: Tensor = library.dequantize_4bit(codes, state)
-    return unpacked_ED.to(dtype)
+    # As one row: where a processor has AVX-512, bitsandbytes 0.50.2 takes other blocks' scales in rows that do not end with a
+    # block (of 96 or 160 numbers, say).
+    flat = torch.Size((prod(shape),))
+    state = library.QuantState(scales_B, flat, blocksize=BLOCK, quant_type="nf4", dtype=known)
+    unpacked: Tensor = library.dequantize_4bit(codes, state)
+    return unpacked.view(shape).to(dtype)
 
 
 FORMS: Mapping[Quantisation, Form] = {"int8": Form(_pack_int8, _unpack_int8), "nf4": Form(_pack_nf4, _unpack_nf4)}

@@ -77,6 +77,7 @@ def tiny_base(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     quantise: Quantisation | None = None,
+    device: str = "cpu",
 ) -> Base:
     """A base with random weights and a byte tokenizer, that has passed the probe.
 
@@ -95,7 +96,7 @@ def tiny_base(
     if quantise is not None:
         quantise_layers(model, quantise, dtype)
     base = Base(
-        model if quantise is not None else model.to(dtype),
+        (model if quantise is not None else model.to(dtype)).to(device),
         byte_tokenizer(),
         f"tiny-{name}",
         Digests(weights=weights, config=weights, tokenizer=digest("bytes")),

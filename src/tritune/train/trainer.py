@@ -13,7 +13,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tritune.errors import Diverged
 from tritune.evaluate.record import CurvePoint
@@ -65,8 +64,7 @@ def batch_loss(base: Base, batch: Batch) -> Tensor:
     """Sum of the cross-entropies of a packed batch's labels; the head runs on these positions only."""
     assert batch.labels_N is not None
     at_K = (batch.labels_N != IGNORE).nonzero()[:, 0]
-    logits_KV = base.logits(batch, at_K)
-    return F.cross_entropy(logits_KV, batch.labels_N[at_K].to(logits_KV.device), reduction="sum")
+    return base.loss(batch, at_K, batch.labels_N[at_K])
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ STEPS = [[0, 1, 2], [2, 0], [1, 0, 2]]
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
     folder = tmp_path_factory.mktemp("bench")
-    build("tiny", folder / "base", 64, "cpu")
+    base = build("tiny", 64, "cpu")
+    base.save_pretrained(folder / "base", dict(base.parameters()))
     write_rows(ROWS, folder / "rows.json")
     turns = [STEPS[:1], STEPS[1:]]
     return Spec(OURS, "full", {}, str(folder / "base"), str(folder / "rows.json"), turns, 1e-3)

@@ -57,7 +57,7 @@ def codes_bytes(form: Quantisation, d_out: int, d_in: int) -> int:
 
 
 @both
-@pytest.mark.parametrize("shape", [(48, 32), (128, 64), (7, 11), (1, 3)])
+@pytest.mark.parametrize("shape", [(48, 32), (128, 64), (7, 11), (1, 3), (64, 160), (33, 96)])
 def test_a_matrix_takes_the_bytes_it_should_and_stays_near(form: Quantisation, shape: tuple[int, int]) -> None:
     source = linear(*shape)
     module = QuantisedLinear(source, form)
