@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tritune.models import regions
@@ -35,7 +34,7 @@ class Head:
     """The forward of a model's head.
 
     bf16 logits around 30 are 0.125 apart, and answers would tie: a bf16 head's logits are fp32. A processor has no product
-    for that, so the weight is widened there, once for as long as the base's own is in place; edits may bring another.
+    for that, so the weight is widened there: once for the base's own, and whenever edits bring another.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -45,29 +44,34 @@ class Head:
         self._logits = self.module.forward
         self._labels_K: Tensor | None = None
         self._widened: Tensor | None = None
+        self._seen = (0, 0)
         self.module.forward = self
 
     def __call__(self, x: Tensor) -> Tensor:
         weight_VD: Tensor = self.module.weight
         bias_V: Tensor | None = self.module.bias
-        if self._labels_K is not None:
-            loss: Tensor = SummedLoss.apply(x.flatten(0, -2), weight_VD, bias_V, self._labels_K, CHUNK)  # type: ignore[no-untyped-call]
-            return loss.view(1, 1, 1)
-        if weight_VD.dtype is not torch.bfloat16:
+        if self._labels_K is None and weight_VD.dtype is not torch.bfloat16:
             logits: Tensor = self._logits(x)
             return logits
-        wide_V = None if bias_V is None else bias_V.float()
-        if x.is_cuda:
-            y: Tensor = _Wide.apply(x.flatten(0, -2), weight_VD)  # type: ignore[no-untyped-call]
-            y = y.view(*x.shape[:-1], len(weight_VD))
-            return y if wide_V is None else y + wide_V
-        return F.linear(x.float(), self._wide(weight_VD), wide_V)
+        x_KD, wide_VD = x.flatten(0, -2), self._wide(weight_VD)
+        if self._labels_K is not None:
+            given = (x_KD, weight_VD, wide_VD, bias_V, self._labels_K, CHUNK)
+            loss: Tensor = SummedLoss.apply(*given)  # type: ignore[no-untyped-call]
+            return loss.view(1, 1, 1)
+        y_KV: Tensor = _Wide.apply(x_KD, weight_VD, wide_VD)  # type: ignore[no-untyped-call]
+        y_KV = y_KV if bias_V is None else y_KV + bias_V
+        return y_KV.view(*x.shape[:-1], len(weight_VD))
 
-    def _wide(self, weight_VD: Tensor) -> Tensor:
-        if weight_VD is not self._own:
-            return weight_VD.float()
+    def _wide(self, weight_VD: Tensor) -> Tensor | None:
+        """What `product` wants beside the weight."""
+        if weight_VD.is_cuda or weight_VD.dtype is not torch.bfloat16:
+            return None
+        seen = (weight_VD.data_ptr(), weight_VD._version)
         if self._widened is None:
             self._widened = weight_VD.detach().float()
+        elif self._seen != seen or weight_VD is not self._own:
+            self._widened.copy_(weight_VD.detach())  # into the memory that is there: to clear new pages takes longer
+        self._seen = seen
         return self._widened
 
     def pays(self, n: int) -> bool:
@@ -84,29 +88,49 @@ class Head:
             self._labels_K = None
 
 
-def product(x_KD: Tensor, weight_VD: Tensor) -> Tensor:
-    """x Wᵀ (K, V), at least fp32, summed in fp32: on a GPU by a product of the narrow numbers themselves, which are exact."""
+def product(x_KD: Tensor, weight_VD: Tensor, wide_VD: Tensor | None = None) -> Tensor:
+    """x Wᵀ (K, V), at least fp32 and summed in fp32, which is exact for numbers of 16 bits.
+
+    Args:
+        wide_VD: the weight in fp32, on a processor; it multiplies in bf16 then too, where it has a unit for that, since
+            nothing is rounded. A GPU takes the narrow numbers themselves.
+    """
     if x_KD.is_cuda and x_KD.dtype is torch.bfloat16:
         return torch.mm(x_KD, weight_VD.T, out_dtype=torch.float32)
-    return at_least_float32(x_KD) @ at_least_float32(weight_VD).T
+    if wide_VD is None:
+        return at_least_float32(x_KD) @ at_least_float32(weight_VD).T
+    with _multiplying_in_bf16():
+        return x_KD.float() @ wide_VD.T
+
+
+@contextmanager
+def _multiplying_in_bf16() -> Iterator[None]:
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch's stubs lack it
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 class _Wide(torch.autograd.Function):
     """`product`; what comes back is rounded to the width of x, as the gradient of x is anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x_KD: Tensor, weight_VD: Tensor) -> Tensor:
+    def forward(ctx: Any, x_KD: Tensor, weight_VD: Tensor, wide_VD: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_KD, weight_VD)
-        return product(x_KD, weight_VD)
+        return product(x_KD, weight_VD, wide_VD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_KV: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g_KV: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_KD, weight_VD = ctx.saved_tensors
         g = g_KV.to(x_KD.dtype)
         return (
             g @ weight_VD if ctx.needs_input_grad[0] else None,
             g.T @ x_KD if ctx.needs_input_grad[1] else None,
+            None,
         )
 
 
@@ -119,9 +143,15 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_KD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_K: Tensor, limit: int
+        ctx: Any,
+        x_KD: Tensor,
+        weight_VD: Tensor,
+        wide_VD: Tensor | None,
+        bias_V: Tensor | None,
+        labels_K: Tensor,
+        limit: int,
     ) -> Tensor:
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        wants_x, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
         V = weight_VD.shape[0]
         rows = max(1, limit // (4 * V))
         total = x_KD.new_zeros((), dtype=torch.promote_types(x_KD.dtype, torch.float32))
@@ -130,7 +160,7 @@ class SummedLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=total.dtype) if wants_bias and bias_V is not None else None
         for start in range(0, len(x_KD), rows):
             x_kD, labels_k1 = x_KD[start : start + rows], labels_K[start : start + rows, None]
-            z_kV = product(x_kD, weight_VD)
+            z_kV = product(x_kD, weight_VD, wide_VD)
             if bias_V is not None:
                 z_kV += bias_V
             if regions.in_use(z_kV):
@@ -147,6 +177,7 @@ class SummedLoss(torch.autograd.Function):
         ctx.grads = (
             grad_x,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
+            None,
             None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
         )
         return total
