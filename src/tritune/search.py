@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tritune.errors import Diverged
-from tritune.evaluate.record import SearchPoint
+from tritune.evaluate.record import CurvePoint, SearchPoint
 from tritune.progress import Progress
 from tritune.report.told import told
 from tritune.train.state import TrainState
@@ -91,7 +91,7 @@ def _best(reached: Iterator[Reached], steps: int) -> tuple[Trial, tuple[SearchPo
                 chosen=False,
             )
         )
-        if look and (leader is None or leader.latest is None or look.merit > leader.latest.merit):
+        if look and (leader is None or _lower(look, leader.latest)):
             if leader is not None:
                 leader.resume = None
             trial.resume = state
@@ -103,6 +103,11 @@ def _best(reached: Iterator[Reached], steps: int) -> tuple[Trial, tuple[SearchPo
         )
     chosen = leader.learning_rate
     return leader, tuple(p.model_copy(update={"chosen": p.learning_rate == chosen}) for p in points)
+
+
+def _lower(one: CurvePoint, other: CurvePoint | None) -> bool:
+    """By their loss on dev: after a share of the steps, on the few rows that dev often has, scores are mostly luck."""
+    return other is None or (one.dev_loss or 0.0) < (other.dev_loss or 0.0)
 
 
 def _name(trials: Sequence[Trial], progress: Progress) -> str:

@@ -157,9 +157,10 @@ def test_a_full_fine_tune_needs_no_tritune(record: dict[str, Any], base: Path) -
 
     from tritune.adaptation import load
     from tritune.models.base import Batch, Span
+    from tritune.models.load import load_base
 
     entry = next(entry for entry in trained(record) if entry["strategy"] == Strategy.FULL)
-    adaptation = load(entry["adaptation"], base=str(base))
+    adaptation = load(entry["adaptation"], base=load_base(base, dtype="float32"))  # some machines prefer bf16
     model = AutoModelForCausalLM.from_pretrained(entry["adaptation"], dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(entry["adaptation"])("Тема: матч")["input_ids"]
     tokens_N = torch.tensor(ids)

@@ -32,13 +32,6 @@ class CurvePoint(Frozen):
     dev_loss: float | None = None
     dev_score: float | None = None
 
-    @property
-    def merit(self) -> tuple[float, float]:
-        """What decides between two evaluations: the score, and the loss where scores are equal."""
-        assert self.dev_score is not None
-        assert self.dev_loss is not None
-        return self.dev_score, -self.dev_loss
-
 
 class SearchPoint(Frozen):
     """One learning rate that was tried, and what it reached on dev after `steps`; nothing, if it diverged before."""
