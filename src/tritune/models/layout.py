@@ -102,6 +102,7 @@ def build(
     behind: Lengths = MappingProxyType({}),
     deep: Lengths = MappingProxyType({}),
     texts_given: bool = False,
+    varlen: bool | None = None,
 ) -> Layout:
     """Lay out a batch with its virtual tokens. Segments' lengths are given by slot; key None: one for all rows.
 
@@ -110,6 +111,7 @@ def build(
         behind: segments behind every text.
         deep: segments in front of rows whose keys and values are given. These come first in the past.
         texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
+        varlen: also as the kernel of a GPU wants it; None: where there is one.
     """
     pieces = pieces_of(batch, front, behind, deep, texts_given)
     spans = in_key_order(pieces)
@@ -145,7 +147,7 @@ def build(
         source_N=None if source_N is None else source_N.to(device),
         rows_behind=rows_behind(batch, behind),
         asked=asked,
-        rows=rows_of(spans, computed, device) if device.type == "cuda" else None,
+        rows=rows_of(spans, computed, device) if (device.type == "cuda" if varlen is None else varlen) else None,
     )
 
 

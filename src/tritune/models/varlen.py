@@ -9,8 +9,9 @@ Shapes: N packed tokens, T keys of all spans side by side, H query heads, K key 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -71,19 +72,22 @@ def runs_here(query: Tensor, softcap: float | None) -> bool:
 
 def attend(rows: Rows, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor, scale: float, window: int | None) -> Tensor:
     """(N, H, d). `window`: a query sees itself and the `window` - 1 keys before it."""
-    from torch.nn.attention.varlen import varlen_attn  # imports the kernel's registrations, for nothing without a GPU
-
     if rows.key_T is not None:
         k_NKd, v_NKd = (_Taken.apply(t, rows.key_T) for t in (k_NKd, v_NKd))  # type: ignore[no-untyped-call]
-    more: dict[str, Any] = {"enable_gqa": True}
-    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # older than torch 2.12
-        more = {}
     sides = (-1 if window is None else window - 1, 0)
-    y_NHd = varlen_attn(
-        q_NHd, k_NKd, v_NKd, rows.query_ends, rows.key_ends, *rows.longest, scale=scale, window_size=sides, **more
+    y_NHd: Tensor = _kernel()(
+        q_NHd, k_NKd, v_NKd, rows.query_ends, rows.key_ends, *rows.longest, scale=scale, window_size=sides
     )
-    assert isinstance(y_NHd, Tensor)  # pairs come only when asked for
     return y_NHd
+
+
+@cache
+def _kernel() -> Callable[..., Any]:
+    from torch.nn.attention.varlen import varlen_attn  # registers what only a GPU has
+
+    # From torch 2.12 on, fewer key heads than query heads have to be announced.
+    announced = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if announced else varlen_attn
 
 
 class _Taken(torch.autograd.Function):
