@@ -61,6 +61,7 @@ def test_a_slow_machine_takes_fewer_rows_and_goes_on_with_the_same(
 ) -> None:
     recipe, kind, out = recipes.read("demo"), next(reversed(METHODS)), tmp_path / "demo"
     small = {"base": str(base), "train_rows": 300, "dev_rows": 10, "test_rows": 300, "methods": [kind], "rates": [1]}
+    small |= {"batch_tokens": 768}
     read = recipes.read
     monkeypatch.setattr(recipes, "read", lambda ref: {**recipe, **small} if ref == "demo" else read(ref))
     monkeypatch.setattr(pace, "seconds_per_row", lambda base, task: 0.1)
