@@ -296,9 +296,8 @@ class BottleneckMethod(Method[Bottleneck]):
     strategy = Strategy.ADAPTERS
     Config = Bottleneck
     summary = "small two-layer networks inside the frozen base"
-    learning_rate = (
-        5e-4  # one pass over 1,000 reviews: 0.840 on dev, 1e-3: 0.837 (n = 844); at 3e-3 some seeds collapse
-    )
+    # one pass over 1,000 reviews: 0.840 on dev, 1e-3: 0.837 (n = 844); at 3e-3 some seeds collapse
+    learning_rate = 5e-4
     variants: ClassVar = (
         Bottleneck(reduction_factor=8.0),
         Bottleneck(reduction_factor=8.0, top_layers=2, leave_out=(1,)),
