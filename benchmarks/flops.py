@@ -71,6 +71,8 @@ class Work:
         added: operations a forward pass gains per token by the adapters (2A).
         virtual: m, computed once per step.
         encoder: weights of what makes the virtual tokens, run over the m of them.
+        cached: the virtual tokens stand behind the text, whose keys and values are there already: each row has its own
+            m, and computes nothing but these and its answer.
     """
 
     lengths: Sequence[int]
@@ -78,6 +80,25 @@ class Work:
     added: int = 0
     virtual: int = 0
     encoder: int = 0
+    cached: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """That go through the base."""
+        if not self.cached:
+            return sum(self.lengths) + self.virtual
+        answers = self.supervised - len(self.lengths)  # the last token of each is only predicted
+        return self.virtual * len(self.lengths) + answers
+
+    @property
+    def seen(self) -> int:
+        """Pairs of a token and one that it sees, itself included. Cached: as if all answers were of one length."""
+        m = self.virtual
+        if not self.cached:
+            return sum(T * (T + 1) // 2 + T * m for T in self.lengths) + m * (m + 1) // 2
+        answer = self.supervised / len(self.lengths) - 1
+        own = m + answer
+        return round(sum(own * (T - answer) + own * (own + 1) / 2 for T in self.lengths))
 
 
 def below(shape: Shape, kind: str) -> int:
@@ -99,9 +120,7 @@ def below(shape: Shape, kind: str) -> int:
 
 def attention_forward(shape: Shape, work: Work) -> int:
     """Scores and weighted sums of every token with its own past, itself and the virtual tokens, all layers."""
-    seen = sum(T * (T + 1) // 2 + T * work.virtual for T in work.lengths)
-    seen += work.virtual * (work.virtual + 1) // 2
-    return 4 * shape.layers * shape.heads * shape.head_dim * seen
+    return 4 * shape.layers * shape.heads * shape.head_dim * work.seen
 
 
 def step(shape: Shape, kind: str, work: Work) -> int:
@@ -110,7 +129,7 @@ def step(shape: Shape, kind: str, work: Work) -> int:
     full 6(N + E s/T), LoRA and bottleneck 4N + 6A + 4E s/T, p-tuning 4N (1 + m / all T) + 4E s/T per token, plus attention
     (forward 2 products, backward 4), less what `below` spares.
     """
-    tokens = sum(work.lengths) + work.virtual
+    tokens = work.tokens
     forward = 2 * shape.trunk * tokens
     to_inputs = 2 * (shape.trunk - below(shape, kind)) * tokens
     to_weights = 2 * shape.trunk * tokens if kind == "full" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -58,9 +59,12 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     set_rate(optimizer, spec.learning_rate)
     clock.flops = _flops(spec, base, rows)
 
+    texts = {row.context: (row.target[:-1],) for row in rows}
+
     def train() -> None:
         delta.train()
-        with base.bind(delta), base.without(delta.weights()):
+        keeping = base.remembering(texts) if spec.again else nullcontext()
+        with keeping, base.bind(delta), base.without(delta.weights()):
             clock.start()
             for members in spec.batches:
                 chosen = [rows[i] for i in members]
@@ -90,6 +94,7 @@ def _flops(spec: Spec, base: Base, rows: list[Encoded]) -> list[int]:
                 added=budget.added_flops,
                 virtual=virtual,
                 encoder=budget.trained - budget.stored if virtual else 0,
+                cached=spec.again,
             ),
         )
         for members in spec.batches

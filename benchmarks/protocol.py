@@ -58,6 +58,7 @@ class Spec:
         folder: the base, as transformers loads it.
         rows: file written by `write_rows`.
         turns: for each turn, its optimizer steps, each a list of row indexes. The first turn warms up and is not timed.
+        again: tritune keeps what texts are to the base from pass to pass, and its first turn is a whole pass.
         choices: ids of the possible answers: nothing is trained, a step scores all of them for each of its rows.
     """
 
@@ -69,6 +70,7 @@ class Spec:
     turns: list[list[list[int]]]
     learning_rate: float
     device: str = "cpu"
+    again: bool = False
     choices: list[list[int]] = field(default_factory=list)
 
     @property

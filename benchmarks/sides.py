@@ -19,10 +19,13 @@ BEST = HERE / "peers" / "best.json"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One line of the table: a method of tritune's as it is measured, both sides with the same sizes."""
+    """One line of the table: a method of tritune's as it is measured, both sides with the same sizes.
+
+    `again`: timed from the second pass over the rows on, with what the first one left behind (tritune's side)."""
 
     kind: str
     config: Mapping[str, float | str]
+    again: bool = False
 
 
 #: Sizes that the peers have too. The prompt starts as PEFT's does, so that losses can be compared.
@@ -30,6 +33,7 @@ _SUBJECTS = {
     "lora": Subject("lora", {"rank": 8, "alpha": 16.0}),
     "full": Subject("full", {}),
     "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
+    "ptuning-suffix-cached": Subject("ptuning", {"tokens": 20, "start": "random", "placement": "suffix"}, again=True),
     "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
     "prefix": Subject("prefix", {"tokens": 20}),
     "ia3": Subject("ia3", {}),
@@ -47,7 +51,7 @@ def ours(batch_tokens: int) -> Setup:
 
 def default(method: str) -> Setup:
     """The library's own Trainer, nothing set."""
-    return Setup(LIBRARY.get(method, "peft"), "trainer", "default", "default", 8, sort=False, tuned=False)
+    return Setup(LIBRARY.get(kind(method), "peft"), "trainer", "default", "default", 8, sort=False, tuned=False)
 
 
 def trl(*, tuned: bool, batch: int = 8) -> Setup:
@@ -57,14 +61,18 @@ def trl(*, tuned: bool, batch: int = 8) -> Setup:
 
 def tuned(method: str) -> Setup:
     """Where the search for a peer's best settings begins: a bare loop in the middle of the range."""
-    return Setup(LIBRARY.get(method, "peft"), "own", "float32", "sdpa", 16, sort=True, tuned=True)
+    return Setup(LIBRARY.get(kind(method), "peft"), "own", "float32", "sdpa", 16, sort=True, tuned=True)
 
 
 def alternatives(setup: Setup) -> list[list[Setup]]:
-    """What the search tries, one question after the other: format, attention, size of a batch, the library's own loop."""
+    """What the search tries, one question after the other: format with attention (a kernel good in one format is slow in another),
+    size of a batch, the library's own loop."""
     return [
-        [replace(setup, dtype=dtype) for dtype in ("float32", "bfloat16")],
-        [replace(setup, attention=name) for name in ("sdpa", "eager")],
+        [
+            replace(setup, dtype=dtype, attention=name)
+            for dtype in ("float32", "bfloat16")
+            for name in ("sdpa", "eager")
+        ],
         [replace(setup, batch=rows) for rows in (4, 8, 16, 32, 64)],
         [setup, replace(setup, loop="trainer")],
     ]
@@ -73,7 +81,12 @@ def alternatives(setup: Setup) -> list[list[Setup]]:
 def best(method: str) -> Setup:
     """The fastest settings found for the peer, or the start of the search where none were looked for."""
     found = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
-    return Setup(**found[method]) if method in found else tuned(method)
+    return Setup(**found[kind(method)]) if kind(method) in found else tuned(method)
+
+
+def kind(method: str) -> str:
+    """The peers have one form of each."""
+    return SUBJECTS[method].kind
 
 
 def keep_best(found: Mapping[str, Setup]) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep [--methods lora full ptuning bottleneck]
 
-Format, attention, batch size, the library's own loop: each question keeps the winner of the one before. Every candidate
+Format with attention, batch size, the library's own loop: each question keeps the winner of the one before. Every candidate
 sees the same rows in batches of similar length. All of them are on record, the losing ones too.
 """
 
@@ -26,6 +26,7 @@ from tritune.models.locate import locate
 BASE = "smollm2-135m"
 ROWS = 64  # of a turn: the largest batch that is tried
 TURNS = 2
+PEERS = [name for name, subject in SUBJECTS.items() if not subject.again]  # whose peer is another line's
 
 
 def speeds(
@@ -83,7 +84,7 @@ def search(name: str, rows_file: Path, lengths: list[int], records: Records) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--methods", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/sweep.jsonl)")
     options = parser.parse_args()
     records = Records("sweep", options.out)

@@ -48,13 +48,15 @@ def specs(
     for role, setup in setups.items():
         cut = ours(options.batch_tokens) if options.same_batches and setup.loop == "own" else setup
         first, *timed = batches(dealt, lengths, cut, seed=0)
+        again = subject.again and setup.library == "tritune"
         found[role] = Spec(
             setup=setup,
             method=subject.kind,
             config=dict(subject.config),
             folder=folder,
             rows=str(rows_file),
-            turns=[first[:WARMUP_STEPS], *timed],
+            turns=[[step for turn in timed for step in turn] if again else first[:WARMUP_STEPS], *timed],
+            again=again,
             learning_rate=method(subject.kind).learning_rate,
         )
     return found

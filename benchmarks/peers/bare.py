@@ -47,11 +47,13 @@ def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
         clock.start()
         for members in spec.batches:
             ids_BL, mask_BL, labels_BL = (t.to(spec.device) for t in padded([rows[i] for i in members], left=left))
-            keep = ids_BL.shape[1] - int((labels_BL != IGNORE).any(0).nonzero()[0])
+            first, end = int((labels_BL != IGNORE).any(0).nonzero()[0]), ids_BL.shape[1]
+            # not as a number: then the head's input has gaps, and torch copies the head's weight for every row
+            kept = torch.arange(first - end, 0, device=ids_BL.device)  # from the end: PEFT puts a prompt in front
             output = model(
-                input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=keep, use_cache=spec.method == "prefix"
+                input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=kept, use_cache=spec.method == "prefix"
             )
-            logits_BKV, labels_BK = output.logits[:, -keep:], labels_BL[:, -keep:]
+            logits_BKV, labels_BK = output.logits[:, first - end :], labels_BL[:, first:]
             scored = labels_BK != IGNORE
             loss = F.cross_entropy(logits_BKV[scored].float(), labels_BK[scored])
             loss.backward()  # type: ignore[no-untyped-call]

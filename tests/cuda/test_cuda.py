@@ -203,7 +203,7 @@ def test_losses_in_pieces_are_those_of_whole_logits(rows_at_once: int) -> None:
     labels_K = torch.randint(0, 500, (64,), device="cuda")
     wanted = F.cross_entropy(F.linear(x_KD.float(), weight_VD.float()), labels_K, reduction="sum")
     slopes = torch.autograd.grad(wanted, (x_KD, weight_VD))
-    loss = SummedLoss.apply(x_KD, weight_VD, None, None, labels_K, rows_at_once * 4 * 500)
+    loss = SummedLoss.apply(x_KD, weight_VD, None, labels_K, rows_at_once * 4 * 500)
     assert loss.dtype is torch.float32
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-4)
     for found, slope in zip(torch.autograd.grad(loss, (x_KD, weight_VD)), slopes, strict=True):

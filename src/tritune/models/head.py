@@ -22,6 +22,8 @@ from tritune.models.dtype import at_least_float32
 PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 #: bytes of logits that are held at once when only their loss is wanted
 CHUNK = 1 << 28
+#: rows of a bf16 weight that are widened at once
+WIDENED = 4096
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -33,18 +35,14 @@ def head_of(model: PreTrainedModel) -> Head:
 class Head:
     """The forward of a model's head.
 
-    bf16 logits around 30 are 0.125 apart, and answers would tie: a bf16 head's logits are fp32. A processor has no product
-    for that, so the weight is widened there: once for the base's own, and whenever edits bring another.
+    bf16 logits around 30 are 0.125 apart, and answers would tie: a bf16 head's logits are fp32.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.module: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.plain = type(model).__name__ in PLAIN and type(self.module) is nn.Linear
-        self._own = self.module.weight
         self._logits = self.module.forward
         self._labels_K: Tensor | None = None
-        self._widened: Tensor | None = None
-        self._seen = (0, 0)
         self.module.forward = self
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -53,26 +51,14 @@ class Head:
         if self._labels_K is None and weight_VD.dtype is not torch.bfloat16:
             logits: Tensor = self._logits(x)
             return logits
-        x_KD, wide_VD = x.flatten(0, -2), self._wide(weight_VD)
+        x_KD = x.flatten(0, -2)
         if self._labels_K is not None:
-            given = (x_KD, weight_VD, wide_VD, bias_V, self._labels_K, CHUNK)
+            given = (x_KD, weight_VD, bias_V, self._labels_K, CHUNK)
             loss: Tensor = SummedLoss.apply(*given)  # type: ignore[no-untyped-call]
             return loss.view(1, 1, 1)
-        y_KV: Tensor = _Wide.apply(x_KD, weight_VD, wide_VD)  # type: ignore[no-untyped-call]
+        y_KV: Tensor = _Wide.apply(x_KD, weight_VD)  # type: ignore[no-untyped-call]
         y_KV = y_KV if bias_V is None else y_KV + bias_V
         return y_KV.view(*x.shape[:-1], len(weight_VD))
-
-    def _wide(self, weight_VD: Tensor) -> Tensor | None:
-        """What `product` wants beside the weight."""
-        if weight_VD.is_cuda or weight_VD.dtype is not torch.bfloat16:
-            return None
-        seen = (weight_VD.data_ptr(), weight_VD._version)
-        if self._widened is None:
-            self._widened = weight_VD.detach().float()
-        elif self._seen != seen or weight_VD is not self._own:
-            self._widened.copy_(weight_VD.detach())  # into the memory that is there: to clear new pages takes longer
-        self._seen = seen
-        return self._widened
 
     def pays(self, n: int) -> bool:
         """Whether the logits of n positions are better never held together."""
@@ -88,19 +74,24 @@ class Head:
             self._labels_K = None
 
 
-def product(x_KD: Tensor, weight_VD: Tensor, wide_VD: Tensor | None = None) -> Tensor:
+def product(x_KD: Tensor, weight_VD: Tensor) -> Tensor:
     """x Wᵀ (K, V), at least fp32 and summed in fp32, which is exact for numbers of 16 bits.
 
-    Args:
-        wide_VD: the weight in fp32, on a processor; it multiplies in bf16 then too, where it has a unit for that, since
-            nothing is rounded. A GPU takes the narrow numbers themselves.
+    A GPU takes narrow numbers and gives wide ones. A processor has no product for that: a part of the weight after the other
+    is widened into the same memory, and multiplied in bf16 all the same where there is a unit for it: nothing is rounded.
     """
     if x_KD.is_cuda and x_KD.dtype is torch.bfloat16:
         return torch.mm(x_KD, weight_VD.T, out_dtype=torch.float32)
-    if wide_VD is None:
+    if weight_VD.dtype is not torch.bfloat16:
         return at_least_float32(x_KD) @ at_least_float32(weight_VD).T
+    wide_KD, (V, D) = x_KD.float(), weight_VD.shape
+    z_KV = wide_KD.new_empty(len(x_KD), V)
+    wide_vD = wide_KD.new_empty(min(V, WIDENED), D)
     with _multiplying_in_bf16():
-        return x_KD.float() @ wide_VD.T
+        for start in range(0, V, WIDENED):
+            part_vD = weight_VD[start : start + WIDENED]
+            torch.mm(wide_KD, wide_vD[: len(part_vD)].copy_(part_vD).T, out=z_KV[:, start : start + WIDENED])
+    return z_KV
 
 
 @contextmanager
@@ -118,19 +109,18 @@ class _Wide(torch.autograd.Function):
     """`product`; what comes back is rounded to the width of x, as the gradient of x is anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x_KD: Tensor, weight_VD: Tensor, wide_VD: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_KD: Tensor, weight_VD: Tensor) -> Tensor:
         ctx.save_for_backward(x_KD, weight_VD)
-        return product(x_KD, weight_VD, wide_VD)
+        return product(x_KD, weight_VD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_KV: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, g_KV: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_KD, weight_VD = ctx.saved_tensors
         g = g_KV.to(x_KD.dtype)
         return (
             g @ weight_VD if ctx.needs_input_grad[0] else None,
             g.T @ x_KD if ctx.needs_input_grad[1] else None,
-            None,
         )
 
 
@@ -146,12 +136,11 @@ class SummedLoss(torch.autograd.Function):
         ctx: Any,
         x_KD: Tensor,
         weight_VD: Tensor,
-        wide_VD: Tensor | None,
         bias_V: Tensor | None,
         labels_K: Tensor,
         limit: int,
     ) -> Tensor:
-        wants_x, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         V = weight_VD.shape[0]
         rows = max(1, limit // (4 * V))
         total = x_KD.new_zeros((), dtype=torch.promote_types(x_KD.dtype, torch.float32))
@@ -160,7 +149,7 @@ class SummedLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=total.dtype) if wants_bias and bias_V is not None else None
         for start in range(0, len(x_KD), rows):
             x_kD, labels_k1 = x_KD[start : start + rows], labels_K[start : start + rows, None]
-            z_kV = product(x_kD, weight_VD, wide_VD)
+            z_kV = product(x_kD, weight_VD)
             if bias_V is not None:
                 z_kV += bias_V
             if regions.in_use(z_kV):
@@ -177,7 +166,6 @@ class SummedLoss(torch.autograd.Function):
         ctx.grads = (
             grad_x,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
-            None,
             None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
         )
         return total
@@ -191,8 +179,9 @@ class SummedLoss(torch.autograd.Function):
 
 def _loss_and_slope(z_KV: Tensor, labels_K1: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Slow twin of the region; the logits are used up."""
-    whole_K1 = torch.logsumexp(z_KV, -1, keepdim=True)
-    loss_K1 = whole_K1 - z_KV.gather(1, labels_K1)
-    slope_KV = z_KV.sub_(whole_K1).exp_()
-    slope_KV.scatter_add_(1, labels_K1, torch.full_like(whole_K1, -1.0))
+    largest_K1, at_K1 = z_KV.max(-1, keepdim=True)
+    right_K1 = z_KV.gather(1, labels_K1)
+    slope_KV = torch.softmax(z_KV, -1, out=z_KV)  # several times faster than logsumexp, which is in there, too
+    loss_K1 = largest_K1 - slope_KV.gather(1, at_K1).log_() - right_K1
+    slope_KV.scatter_add_(1, labels_K1, torch.full_like(right_K1, -1.0))
     return loss_K1, slope_KV.to(like.dtype)

@@ -8,7 +8,7 @@ Shapes: N packed tokens, D and E input and output width, H heads, d head width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, starmap
 from typing import Any
@@ -71,9 +71,12 @@ class _RmsNorm(torch.autograd.Function):
             grad_x = regions.compiled(regions.norm_slope)(g, x, weight_D, ctx.eps)
         elif wants_x:
             inverse = _inverse(x, ctx.eps) if inverse is None else inverse
-            wide = (g * weight_D).to(inverse.dtype)
-            mean = torch.linalg.vecdot(wide, x.to(inverse.dtype))[..., None].mul_(inverse.pow(3)).div_(x.shape[-1])
-            grad_x = wide.mul_(inverse).addcmul_(x, mean, value=-1).to(x.dtype)
+            wide, wide_x = (
+                (g * weight_D).to(inverse.dtype),
+                x.to(inverse.dtype),
+            )  # mixed formats take a slow way in addcmul
+            mean = torch.linalg.vecdot(wide, wide_x)[..., None].mul_(inverse.pow(3)).div_(x.shape[-1])
+            grad_x = wide.mul_(inverse).addcmul_(wide_x, mean, value=-1).to(x.dtype)
         return grad_x, grad_weight, None
 
 
@@ -223,7 +226,7 @@ def linear(
     Returns:
         (N, E): the outputs side by side.
     """
-    columns = list(starmap(slice, pairwise(accumulate(widths, initial=0))))
+    columns = _side_by_side(widths)
     placed, learned = [], []
     for part in parts:
         given = [(place, term) for place, term in zip(columns, part.terms, strict=True) if term is not None]
@@ -245,7 +248,7 @@ class _Placed:
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """Saves x and its low-rank images; A and B are as they are stored, and computed with in the width of x.
+    """Saves x, its low-rank images, and A and B in the width of x, in which they are computed with.
 
     B's gradient is taken as (hᵀ g)ᵀ: several times faster than gᵀ h at small ranks."""
 
@@ -254,31 +257,35 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: Any, x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, placed: tuple[_Placed, ...], *learned: Tensor
     ) -> Tensor:
         y_NE = F.linear(x_ND, weight_ED, bias_E)
-        images = []
+        images, used = [], []
         for part, A_RD, ranks, Bs in _terms(placed, learned, x_ND.dtype):
+            used += [A_RD, *Bs]
             for run in part.runs:
                 h_nR = x_ND[run] @ A_RD.T
                 for (columns, scale), rank, B_Er in zip(part.terms, ranks, Bs, strict=True):
                     y_NE[run, columns].addmm_(h_nR[:, rank], B_Er.T, alpha=scale)
                 images.append(h_nR)
-        ctx.save_for_backward(x_ND, weight_ED, *learned, *images)
-        ctx.placed, ctx.n_learned = placed, len(learned)
+        ctx.save_for_backward(x_ND, weight_ED, *used, *images)
+        ctx.placed, ctx.n_used = placed, len(used)
+        ctx.stored_as = [tensor.dtype for tensor in learned]
         return y_NE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight_ED, *saved = ctx.saved_tensors
-        learned, images = saved[: ctx.n_learned], iter(saved[ctx.n_learned :])
+        used, images = iter(saved[: ctx.n_used]), iter(saved[ctx.n_used :])
         grad_x = g_NE @ weight_ED if ctx.needs_input_grad[0] else None
         slopes: list[Tensor] = []
-        for part, A_RD, ranks, Bs in _terms(ctx.placed, learned, x_ND.dtype):
+        for part in ctx.placed:
+            A_RD, Bs = next(used), [next(used) for _ in part.terms]
+            ranks = _side_by_side([B.shape[1] for B in Bs])
             of_runs = [
                 _slopes(part.terms, ranks, Bs, A_RD, x_ND[run], next(images), g_NE[run], _rows(grad_x, run))
                 for run in part.runs
             ]
             slopes += [sum(of_term[1:], of_term[0]) for of_term in zip(*of_runs, strict=True)]
-        wide = [slope.to(tensor.dtype) for slope, tensor in zip(slopes, learned, strict=True)]
+        wide = [slope.to(dtype) for slope, dtype in zip(slopes, ctx.stored_as, strict=True)]
         return grad_x, None, None, None, *wide
 
 
@@ -291,8 +298,12 @@ def _terms(
         n = len(part.terms)
         As, Bs = learned[at : at + n], learned[at + n : at + 2 * n]
         at += 2 * n
-        ranks = list(starmap(slice, pairwise(accumulate(map(len, As), initial=0))))
+        ranks = _side_by_side(map(len, As))
         yield part, (As[0] if n == 1 else torch.cat(list(As))).to(dtype), ranks, [B.to(dtype) for B in Bs]
+
+
+def _side_by_side(widths: Iterable[int]) -> list[slice]:
+    return list(starmap(slice, pairwise(accumulate(widths, initial=0))))
 
 
 def _rows(x: Tensor | None, run: slice) -> Tensor | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
+from operator import attrgetter
 from types import MappingProxyType
 
 import torch
@@ -23,6 +25,8 @@ from tritune.models.varlen import Rows, rows_of
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
+#: the position of a key that is padding: ahead of every query
+NEVER = torch.iinfo(torch.long).max // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,11 @@ class Group:
             self.foldings[heads, n] = index, padding
         return self.foldings[heads, n]
 
+    @property
+    def real_BS(self) -> Tensor:
+        """Which of `key_BS` are keys, not padding."""
+        return self.key_position_BT[:, len(self.shared_P) :] < NEVER
+
     def hidden(self, window: int | None) -> Tensor:
         """(B, L, T) true where a query may not see a key: ahead of it or, with a window, `window` or more behind."""
         if window not in self.masks:
@@ -70,7 +79,7 @@ class Group:
         return self.masks[window]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Tokens are computed in packed order; keys that are given (`past`) come before all packed ones in the groups' indexes.
 
@@ -92,6 +101,41 @@ class Layout:
     asked: Tensor
     rows: Rows | None = None  # for the kernel of a GPU
     past: Past | None = None
+    places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def unfolded(self, heads: int, n: int) -> Tensor:
+        """Where each of heads * n queries stands among what the groups, one behind the other, fold (`Group.folded`)."""
+        if (heads, n) not in self.places:
+            place = self.back_N.new_empty(heads * n)
+            at = 0
+            for group in self.groups:
+                index, padding = group.folded(heads, n)
+                real = torch.ones_like(index, dtype=torch.bool)
+                if padding is not None:
+                    real[padding] = False
+                place[index[real]] = at + real.nonzero()[:, 0]
+                at += len(index)
+            self.places[heads, n] = place
+        return self.places[heads, n]
+
+    @cached_property
+    def read_once(self) -> ReadOnce | None:
+        """Spans' own keys; None where one is another span's as well."""
+        keys, real = (
+            torch.cat([of(group).flatten() for group in self.groups])
+            for of in (attrgetter("key_BS"), attrgetter("real_BS"))
+        )
+        places = real.nonzero()[:, 0]
+        own = keys[places]
+        return ReadOnce(own, places) if len(torch.unique(own)) == len(own) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnce:
+    """Keys, and where each stands among the groups' `key_BS`, one behind the other."""
+
+    keys: Tensor
+    places: Tensor
 
 
 def build(
@@ -206,7 +250,7 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n
     S = max(map(len, keys))
     query_BL = torch.stack([_ramp(spans[i], L) for i in members])
     key_BS = torch.zeros(len(members), S, dtype=torch.long)
-    key_position_BS = torch.full((len(members), S), torch.iinfo(torch.long).max // 2)
+    key_position_BS = torch.full((len(members), S), NEVER)
     for row, index in enumerate(keys):
         key_BS[row, : len(index)] = index
         key_position_BS[row, : len(index)] = positions_M[index]

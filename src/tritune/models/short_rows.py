@@ -9,6 +9,7 @@ P keys that all its spans share, S its other keys, T = P + S.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ class ShortRows(torch.autograd.Function):
     ) -> Tensor:
         (H, N, _), K = q_HNd.shape, k_KNd.shape[0]
         q_KMd = q_HNd.reshape(K, H // K * N, -1)
-        y_KMd = q_HNd.new_empty(K, H // K * N, v_KNd.shape[-1])
-        saved: list[Tensor] = []
+        outputs, saved = [], list[Tensor]()
         for group in layout.groups:
             index, _ = group.folded(H // K, N)
             B, S = group.key_BS.shape
@@ -40,11 +40,11 @@ class ShortRows(torch.autograd.Function):
             y = (weight[..., len(group.shared_P) :] @ v).view(K, q.shape[1], -1)
             if len(group.shared_P):
                 y = y.baddbmm_(_shared(weight, k_P), v_P)
-            y_KMd.index_copy_(1, index, y)  # padding repeats a query, and so its answer
+            outputs.append(y)
             saved += [q, k, v, k_P, v_P, weight]
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.scale, ctx.shapes = layout, scale, (q_HNd.shape, k_KNd.shape, v_KNd.shape)
-        return y_KMd.view(H, N, -1)
+        return _joined(outputs).index_select(1, layout.unfolded(H // K, N)).view(H, N, -1)
 
     @staticmethod
     @once_differentiable
@@ -52,8 +52,8 @@ class ShortRows(torch.autograd.Function):
         (H, N, d), (K, _, _), _ = ctx.shapes
         saved = ctx.saved_tensors
         g_KMd = g_HNd.reshape(K, H // K * N, -1)
-        grad_q = g_KMd.new_zeros(K, H // K * N, d)
-        grad_k, grad_v = (g_KMd.new_zeros(shape) for shape in ctx.shapes[1:])
+        grads_q, grads_k, grads_v = [], [], []
+        shared_k, shared_v = [], []
         for i, group in enumerate(ctx.layout.groups):
             q, k, v, k_P, v_P, weight = saved[6 * i : 6 * i + 6]
             index, padding = group.folded(H // K, N)
@@ -64,19 +64,41 @@ class ShortRows(torch.autograd.Function):
             g_BRd, q_BRd = (t.view(k.shape[0], -1, t.shape[-1]) for t in (g, q))
             own = weight[..., P:]
             grad_weight = g_BRd @ v.transpose(-1, -2)
-            grad_v.index_add_(1, group.key_BS.flatten(), (own.transpose(-1, -2) @ g_BRd).view(K, -1, v.shape[-1]))
+            grads_v.append((own.transpose(-1, -2) @ g_BRd).view(K, -1, v.shape[-1]))
             if P:
                 grad_weight = torch.cat([(g @ v_P.transpose(-1, -2)).view(*weight.shape[:-1], P), grad_weight], -1)
-                grad_v.index_add_(1, group.shared_P, _shared(weight, k_P).transpose(-1, -2) @ g)
+                shared_v.append(_shared(weight, k_P).transpose(-1, -2) @ g)
             slope = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             grad = (slope[..., P:] @ k).view(K, -1, d)
-            grad_k.index_add_(1, group.key_BS.flatten(), (slope[..., P:].transpose(-1, -2) @ q_BRd).view(K, -1, d))
+            grads_k.append((slope[..., P:].transpose(-1, -2) @ q_BRd).view(K, -1, d))
             if P:
                 shared = _shared(slope, k_P)
                 grad = grad.baddbmm_(shared, k_P)
-                grad_k.index_add_(1, group.shared_P, shared.transpose(-1, -2) @ q)
-            grad_q.index_add_(1, index, grad)
-        return grad_q.mul_(ctx.scale).view(H, N, d), grad_k, grad_v, None, None, None
+                shared_k.append(shared.transpose(-1, -2) @ q)
+            grads_q.append(grad)
+        grad_q = _joined(grads_q).index_select(1, ctx.layout.unfolded(H // K, N)).mul_(ctx.scale)
+        M = ctx.shapes[1][1]
+        grad_k, grad_v = (
+            _of_keys(ctx.layout, M, own, shared) for own, shared in ((grads_k, shared_k), (grads_v, shared_v))
+        )
+        return grad_q.view(H, N, d), grad_k, grad_v, None, None, None
+
+
+def _joined(of_groups: Sequence[Tensor]) -> Tensor:
+    return of_groups[0] if len(of_groups) == 1 else torch.cat(list(of_groups), 1)
+
+
+def _of_keys(layout: Layout, n: int, own: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
+    """(K, n, d): what the groups found for their spans' keys (K, B * S, d) and their shared ones (K, P, d), by key."""
+    found, once = _joined(own), layout.read_once
+    by_key = found.new_zeros(found.shape[0], n, found.shape[-1])
+    if once is not None:  # nothing adds up, and to copy is several times faster
+        by_key.index_copy_(1, once.keys, found.index_select(1, once.places))
+    else:
+        by_key.index_add_(1, torch.cat([group.key_BS.flatten() for group in layout.groups]), found)
+    for group, part in zip((group for group in layout.groups if len(group.shared_P)), shared, strict=True):
+        by_key.index_add_(1, group.shared_P, part)
+    return by_key
 
 
 def _weights(group: Group, q_KMd: Tensor, k_BSd: Tensor, k_KPd: Tensor, window: int | None) -> Tensor:

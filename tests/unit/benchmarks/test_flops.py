@@ -100,6 +100,18 @@ def test_a_shared_prompt_is_paid_once(shape: Shape) -> None:
     assert two - one == bare + seeing
 
 
+def test_behind_remembered_texts_only_prompts_and_answers_are_computed(shape: Shape) -> None:
+    """Five virtual tokens see the nine of the text and their own past; a second row costs as much again."""
+    one = step(shape, "ptuning", Work([9], 1, virtual=5, cached=True))
+    seeing = 3 * 4 * shape.layers * shape.heads * shape.head_dim * (5 * 9 + 15)
+    assert one == 4 * shape.trunk * 5 + 4 * shape.head + seeing
+    assert step(shape, "ptuning", Work([9, 9], 2, virtual=5, cached=True)) == 2 * one
+    longer = step(
+        shape, "ptuning", Work([10], 2, virtual=5, cached=True)
+    )  # the first of two answer tokens goes through
+    assert longer - one == 4 * shape.trunk + 4 * shape.head + seeing // 60 * (5 * 9 + 15 + 9 + 6 - 60)
+
+
 def test_an_uncounted_method_is_refused(shape: Shape) -> None:
     with pytest.raises(KeyError, match="unheard-of"):
         step(shape, "unheard-of", Work([3], 1))

@@ -45,6 +45,13 @@ def test_equal_learning(spec: Spec) -> None:
     assert mine[0] != pytest.approx(mine[2], rel=1e-3)  # it learned
 
 
+def test_a_second_pass_with_remembered_texts_learns_the_same(spec: Spec) -> None:
+    behind = replace(spec, method="ptuning", config={"tokens": 3, "start": "random", "placement": "suffix"})
+    kept = losses(ours.prepare, replace(behind, again=True))
+    assert kept == pytest.approx(losses(ours.prepare, behind), rel=1e-5)
+    assert kept[0] != kept[2]
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_padding_keeps_every_token_and_label(left: bool) -> None:
     ids, mask, labels = bare.padded(ROWS, left=left)

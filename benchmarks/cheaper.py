@@ -1,0 +1,240 @@
+"""What cheaper forms of a method cost in quality, at equal passes over the rows and at equal time.
+
+    python -m benchmarks.cheaper reviews                 short movie reviews, two labels
+    python -m benchmarks.cheaper entities --rows FOLDER  kinds of named entities (see contrasts.py)
+    python -m benchmarks.cheaper                         only writes results/cheaper.md again from what was found
+
+Virtual tokens behind the text (alone, or starting as words that name the task) against virtual tokens in front of it; LoRA
+in the last third of the layers against LoRA in all. What a cheaper form leaves alone is remembered from pass to pass, so in
+the time of the whole one it makes more passes: as many as its own first run says. Three seeds, each form with a search of
+its own for the learning rate. Knows no torch: `tritune compare` does all the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+
+from benchmarks import machine
+from benchmarks.contrasts import SHOWN, WORDS, entities, reviews, write
+from tritune.evaluate.record import ExampleResult
+from tritune.evaluate.stats import compare_pairs
+from tritune.tasks.base import Split
+
+HERE = Path(__file__).parent
+RECIPE = HERE / "cheaper.yaml"
+PAGE = HERE / "results" / "cheaper.md"
+TEMPLATES = {
+    "reviews": {"instruction": "Is the movie review positive or negative?", "context": "{{ text }} =>"},
+    "entities": {
+        "instruction": "Kinds of things named in messages: person, location, corporation, group, product, creative-work.",
+        "context": "{{ text }} is a",
+    },
+}
+#: what is equal: passes over the rows, or the time that training took
+PASSES, TIME = "passes", "time"
+#: what a prompt behind the text may begin as
+CUES = {
+    "reviews": "All in all, is this review of a movie positive or negative? It is",
+    "entities": "Is that a person, location, corporation, group, product or creative-work? It is a",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A method with a config; `of` names the form that it is a cheaper one of."""
+
+    name: str
+    method: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    of: str | None = None
+
+
+def forms(study: str) -> list[Form]:
+    behind = {"placement": "suffix"}
+    return [
+        Form("prompt in front", "ptuning"),
+        Form("prompt behind", "ptuning", behind, "prompt in front"),
+        Form(
+            "prompt behind, begun as words",
+            "ptuning",
+            behind | {"start": "text", "text": CUES[study]},
+            "prompt in front",
+        ),
+        Form("LoRA in all layers", "lora"),
+        Form("LoRA in the last 10 layers", "lora", {"top_layers": 10}, "LoRA in all layers"),
+    ]
+
+
+class Study:
+    """One kind of rows, in a folder where every form has its own; started again it goes on with what is missing."""
+
+    def __init__(self, name: str, files: Mapping[Split, Path], out: Path) -> None:
+        self.name, self.files, self.out = name, files, out
+
+    def folder(self, form: Form, equal: str) -> Path:
+        return self.out / f"{form.name} {equal}".replace(",", "").replace(" ", "-")
+
+    def run(self, form: Form, epochs: float, equal: str) -> dict[str, Any]:
+        """`tritune compare` of one form; its document."""
+        folder = self.folder(form, equal)
+        document = folder / "comparison.json"
+        if not document.exists():
+            recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+            recipe |= {"epochs": epochs, "methods": [form.method], "configs": {form.method: dict(form.config)}}
+            recipe |= {"template": TEMPLATES[self.name]}
+            given = [part for split, path in self.files.items() for part in (f"--{split.value}", str(path))]
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+                yaml.safe_dump(recipe, file, sort_keys=False)
+                file.flush()
+                command = [str(Path(sys.executable).parent / "tritune"), "compare", "--config", file.name, *given]
+                subprocess.run([*command, "--out", str(folder)], check=True, stdout=subprocess.DEVNULL)
+        found: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
+        return found
+
+    def against(self, form: Form, whole: Form, equal: str) -> dict[str, Any]:
+        """The comparison's own paired test of a cheaper form and the whole one."""
+        pair, *_ = compare_pairs(
+            {
+                form.name: answers(self.folder(form, equal), form.method),
+                whole.name: answers(self.folder(whole, PASSES), whole.method),
+            }
+        )
+        sign = 1 if pair.a == form.name else -1
+        low, high = sorted((sign * pair.low, sign * pair.high))
+        return {"difference": sign * pair.difference, "low": low, "high": high, "p_by_example": pair.p_by_example}
+
+
+def measure(study: Study) -> Iterator[dict[str, Any]]:
+    """Every form: whole ones once, cheaper ones at equal passes and then at equal time."""
+    epochs = float(yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["epochs"])
+    whole: dict[str, tuple[Form, float]] = {}
+    for form in forms(study.name):
+        found = trained(study.run(form, epochs, PASSES), form.method)
+        if form.of is None:
+            whole[form.name] = form, mean(entry["train_seconds"] for entry in found)
+            yield result(form, PASSES, epochs, found, None)
+            continue
+        against, seconds = whole[form.of]
+        yield result(form, PASSES, epochs, found, study.against(form, against, PASSES))
+        more = passes(found[0]["curve"], epochs, seconds)
+        if more > epochs:
+            found = trained(study.run(form, more, TIME), form.method)
+            yield result(form, TIME, more, found, study.against(form, against, TIME))
+
+
+def answers(folder: Path, method: str) -> dict[int, tuple[ExampleResult, ...]]:
+    """What a method answered on the test rows, by seed."""
+    files = sorted((folder / "examples").glob(f"{method}-*.jsonl"))
+    return {
+        int(file.stem.rpartition("-")[2]): tuple(
+            ExampleResult.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines()
+        )
+        for file in files
+    }
+
+
+def trained(found: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
+    return [entry for entry in found["entries"] if entry["method"] == method]
+
+
+def passes(curve: list[dict[str, Any]], epochs: float, seconds: float) -> float:
+    """How many passes fit into `seconds`, when the first takes as long as it did and all others as the last one did."""
+    per_pass = curve[-1]["rows"] / epochs
+    first = max((point["seconds"] for point in curve if point["rows"] <= per_pass), default=0.0)
+    later = (curve[-1]["seconds"] - first) / (epochs - 1)
+    return float(max(1, round(1 + (seconds - first) / later)))
+
+
+def result(
+    form: Form, equal: str, epochs: float, entries: list[dict[str, Any]], pair: dict[str, float] | None
+) -> dict[str, Any]:
+    kept = ("seed", "score", "low", "high", "n", "train_seconds", "train_rows", "learning_rate")
+    return {
+        "form": form.name,
+        "equal": equal,
+        "epochs": epochs,
+        "method": form.method,
+        "config": dict(form.config),
+        "runs": [{key: entry[key] for key in kept} for entry in entries],
+        "less_the_whole_form": pair,
+    }
+
+
+def page() -> str:
+    """All results in words and tables."""
+    studies = [(study, path(study)) for study in SHOWN]
+    parts = [section(study, json.loads(file.read_text("utf-8"))) for study, file in studies if file.exists()]
+    return "\n".join(["# What cheaper forms cost", "", "Written by `python -m benchmarks.cheaper`.", *parts])
+
+
+def section(study: str, document: Mapping[str, Any]) -> str:
+    results = document["found"]
+    runs = results[0]["runs"]
+    lines = [
+        "",
+        f"## {SHOWN[study]}",
+        "",
+        f"`{document['command']}` (settings: `benchmarks/{RECIPE.name}`), commit {document['commit']}, "
+        f"{document['processor']['name']} with {document['processor']['cores']} cores, {document['dtype']}. SmolLM2-135M, "
+        f"rows of at most {WORDS[study]} words, {runs[0]['train_rows']} training rows, {runs[0]['n']} test rows, "
+        f"seeds {', '.join(str(run['seed']) for run in runs)}.",
+        "",
+        "| form | passes | training, s | accuracy by seed (95 % interval) | mean | less the whole form | p by example |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in results:
+        scores = ", ".join(f"{run['score']:.3f} ({run['low']:.3f} to {run['high']:.3f})" for run in line["runs"])
+        pair = line["less_the_whole_form"]
+        difference = pair and f"{pair['difference']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
+        lines.append(
+            f"| {line['form']} | {line['epochs']:g}{' (equal time)' if line['equal'] == TIME else ''} | "
+            f"{mean(run['train_seconds'] for run in line['runs']):.0f} | {scores} | "
+            f"{mean(run['score'] for run in line['runs']):.3f} | {difference or ''} | "
+            f"{format(pair['p_by_example'], '.2g') if pair else ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def path(study: str) -> Path:
+    return HERE / "results" / f"cheaper-{study}.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", choices=SHOWN)
+    parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
+    parser.add_argument("--out", type=Path, help="the comparisons' own folder (default: runs/cheaper-STUDY)")
+    options = parser.parse_args()
+    if options.study == "entities" and options.rows is None:
+        parser.error("'entities' needs --rows FOLDER")
+    if options.study:
+        out, commit = options.out or Path(f"runs/cheaper-{options.study}"), machine.commit()
+        rows = {s: reviews(s) if options.study == "reviews" else entities(options.rows, s) for s in Split}
+        with tempfile.TemporaryDirectory() as scratch:
+            study = Study(options.study, write(Path(scratch), rows), out)
+            found = list(measure(study))
+            dtype = study.run(forms(options.study)[0], 0, PASSES)["base"]["dtype"]
+        document = {
+            "command": f"python -m benchmarks.cheaper {options.study}{' --rows FOLDER' if options.rows else ''}",
+            "commit": commit,
+            "processor": machine.processor(),
+            "dtype": dtype,
+            "found": found,
+        }
+        path(options.study).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
