@@ -12,6 +12,7 @@ import torch
 from benchmarks import flops, several
 from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
+from tritune.allocator import keep_freed_memory
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
@@ -19,6 +20,7 @@ from tritune.models.load import Base, load_base
 from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
+from tritune.train.collector import old_objects_left_alone
 from tritune.train.loop import batch_loss
 from tritune.train.optim import adamw, set_rate
 
@@ -26,7 +28,8 @@ from tritune.train.optim import adamw, set_rate
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     """Load the base, and make what the spec asks for."""
     dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
-    base = load_base(spec.folder, dtype=dtype, device=spec.device)
+    keep_freed_memory()  # as the command does
+    base = load_base(spec.folder, dtype=dtype, device=spec.device, compiled=spec.setup.compiled)
     clock.dtype = base.dtype_name
     if spec.setup.loop in (several.APART, several.TOGETHER):
         return several.work(spec, clock, base)
@@ -64,7 +67,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     def train() -> None:
         delta.train()
         keeping = base.remembering(texts) if spec.again else nullcontext()
-        with keeping, base.bind(delta), base.without(delta.weights()):
+        with old_objects_left_alone(), keeping, base.bind(delta), base.without(delta.weights()):
             clock.start()
             for members in spec.batches:
                 chosen = [rows[i] for i in members]

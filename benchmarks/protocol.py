@@ -35,6 +35,7 @@ class Setup:
         batch: what one step takes: tokens for tritune, rows for a peer.
         sort: rows of similar length together.
         rows: without `sort`, so many rows of each turn are enough.
+        compiled: tritune with `--compile`.
         tuned: leave out what a person in a hurry for speed would leave out (see `benchmarks/README.md`).
     """
 
@@ -46,6 +47,7 @@ class Setup:
     sort: bool
     tuned: bool
     rows: int = 16
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

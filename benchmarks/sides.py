@@ -44,9 +44,9 @@ LIBRARY = {"bottleneck": "adapters"}  # everything else: PEFT
 ENVIRONMENTS = {"peft": HERE / ".venv-peft", "adapters": HERE / ".venv-adapters", "lm-eval": HERE / ".venv-lm-eval"}
 
 
-def ours(batch_tokens: int) -> Setup:
-    """tritune as it comes: its own choice of format."""
-    return Setup("tritune", "own", "default", "default", batch_tokens, sort=True, tuned=False)
+def ours(batch_tokens: int, *, compiled: bool = False) -> Setup:
+    """tritune as it comes: its own choice of format. `compiled`: with `--compile`."""
+    return Setup("tritune", "own", "default", "default", batch_tokens, sort=True, tuned=False, compiled=compiled)
 
 
 def default(method: str) -> Setup:
@@ -65,8 +65,8 @@ def tuned(method: str) -> Setup:
 
 
 def alternatives(setup: Setup) -> list[list[Setup]]:
-    """What the search tries, one question after the other: format with attention (a kernel good in one format is slow in another),
-    size of a batch, the library's own loop."""
+    """What the search tries, one question after the other: format with attention (what is fast in one format is slow in
+    another), size of a batch, the library's own loop."""
     return [
         [
             replace(setup, dtype=dtype, attention=name)
@@ -98,7 +98,12 @@ def keep_best(found: Mapping[str, Setup]) -> None:
 
 def roles(method: str, names: list[str], batch_tokens: int) -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters."""
-    table = {"ours": ours(batch_tokens), "best": best(method), "default": default(method)}
+    table = {
+        "ours": ours(batch_tokens),
+        "compiled": ours(batch_tokens, compiled=True),
+        "best": best(method),
+        "default": default(method),
+    }
     if method != "bottleneck":
         table |= {"trl": trl(tuned=False), "trl-tuned": trl(tuned=True, batch=best(method).batch)}
     return {name: table[name] for name in names if name in table}

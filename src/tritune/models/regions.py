@@ -1,13 +1,16 @@
-"""Element-wise regions as one GPU kernel each, by torch.compile: norms, gated activations, the loss of logits.
+"""Element-wise regions as one kernel each, by torch.compile: norms, gated activations, on a GPU the loss of logits.
 
 `kernels.py` and `head.py` compute the same in several passes; those are the slow twins. Compiling takes a while, so nothing
-is compiled until somebody says that it pays (`use`), and never for a processor. The number of tokens becomes a symbol when
-it is seen to change; widths stay numbers, or the kernels would compute indexes instead of results.
+is compiled until somebody says that it pays (`use`), and for a processor only where there is a C++ compiler. The number of
+tokens becomes a symbol when it is seen to change; widths stay numbers, or the kernels would compute indexes instead of
+results.
 Shapes: N packed tokens, D model width, F width of a gated layer, K scored positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
@@ -20,16 +23,23 @@ R = TypeVar("R")
 
 class _Use:
     on = False
+    on_processor = False
     made: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 def use(on: bool) -> None:
-    """From now on, regions on a GPU are compiled when they are first met; or no longer used."""
+    """From now on, regions are compiled when they are first met; or no longer used."""
     _Use.on = on
+    _Use.on_processor = on and compiler() is not None
 
 
 def in_use(x: Tensor) -> bool:
-    return _Use.on and x.is_cuda
+    return _Use.on and (x.is_cuda or _Use.on_processor)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would call for a processor."""
+    return shutil.which(os.environ.get("CXX") or "g++")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,8 +69,16 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     return (gate * torch.sigmoid(gate)).to(gate_NF.dtype) * up_NF
 
 
+def write_slopes(out_gate_NF: Tensor, out_up_NF: Tensor, g_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> None:
+    """Gradients of gate and up, each into its place: on a processor, where a GPU's kernel would read all of it twice."""
+    gate, g = gate_NF.float(), g_NF.float()
+    opened = torch.sigmoid(gate)
+    out_gate_NF.copy_(g * up_NF * opened * (1 + gate * (1 - opened)))
+    out_up_NF.copy_(g * gate * opened)
+
+
 def write_gate_slope(out_NF: Tensor, g_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> None:
-    """Gradient of gate, into its place beside that of up: one kernel for both would read all of it twice."""
+    """Gradient of gate, into its place beside that of up."""
     gate = gate_NF.float()
     opened = torch.sigmoid(gate)
     out_NF.copy_(g_NF.float() * up_NF * opened * (1 + gate * (1 - opened)))

@@ -12,6 +12,7 @@ from tritune.methods.base import Delta
 from tritune.models.load import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
+from tritune.train.collector import old_objects_left_alone
 from tritune.train.state import TrainState
 from tritune.train.trainer import Event, Job, Measured, Trainer, batch_loss, total_steps
 
@@ -52,7 +53,7 @@ def train(
         trainer.resume(resume)
         resume = None
     stopped = False
-    with base.bind(delta), base.without(delta.weights()):
+    with old_objects_left_alone(), base.bind(delta), base.without(delta.weights()):
         for micro_batches in trainer.left():
             yield trainer.step(micro_batches)
             yield from trainer.after_step()

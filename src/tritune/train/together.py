@@ -21,6 +21,7 @@ from tritune.methods.base import Bank
 from tritune.models.base import IGNORE
 from tritune.models.load import Base
 from tritune.text.pack import training_batch
+from tritune.train.collector import old_objects_left_alone
 from tritune.train.trainer import Event, Job, Trainer
 
 
@@ -42,7 +43,11 @@ def train_together(
         Problem(f"job {i}", "replaces weights of the base") for i, job in enumerate(jobs) if job.delta.weights()
     ]
     Mismatch.check("These adaptations cannot be trained in one pass.", replacing, "Train them one after another.")
-    runs = {i: _Run(base, job) for i, job in enumerate(jobs)}
+    with old_objects_left_alone():
+        yield from _all(base, {i: _Run(base, job) for i, job in enumerate(jobs)}, stop)
+
+
+def _all(base: Base, runs: dict[int, _Run], stop: Callable[[], bool] | None) -> Iterator[tuple[int, Event | Diverged]]:
     stopped = False
     while runs:
         for i in [i for i, run in runs.items() if stopped or not run.advance()]:
