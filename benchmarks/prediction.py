@@ -17,6 +17,7 @@ from benchmarks.protocol import Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import answers, reviews
 from benchmarks.runner import in_turn
+from tritune.models.dtype import preferred
 from tritune.models.locate import locate
 
 BASE = "smollm2-135m"
@@ -30,7 +31,7 @@ LABELS = {
 }
 SIDES = {
     "ours": Setup("tritune", "own", "default", "default", 0, sort=True, tuned=False),
-    "best": Setup("lm-eval", "own", "float32", "default", 32, sort=True, tuned=True),
+    "best": Setup("lm-eval", "own", preferred("cpu"), "default", 32, sort=True, tuned=True),
     "default": Setup("lm-eval", "own", "default", "default", 1, sort=False, tuned=False),
 }
 
