@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from tritune.models import regions
 from tritune.models.base import LowRank
+from tritune.models.dtype import at_least_float32
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -32,18 +33,20 @@ def rms_normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The same, with no backward."""
     if regions.in_use(x):
         return regions.compiled(regions.normed)(x, weight_D, eps)
-    return _scaled(x, _inverse(x, eps), weight_D)
+    return _scaled(x, weight_D, eps)[0]
 
 
-def _inverse(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), at least fp32."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+def _inverse(wide: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps)."""
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return norm.square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
 
 
-def _scaled(x: Tensor, inverse: Tensor, weight_D: Tensor) -> Tensor:
-    return torch.mul(x, inverse).to(x.dtype).mul_(weight_D)
+def _scaled(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed x, and what it was multiplied by."""
+    wide = at_least_float32(x)
+    inverse = _inverse(wide, eps)
+    return (wide * inverse if wide is x else wide.mul_(inverse)).to(x.dtype).mul_(weight_D), inverse
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -53,9 +56,9 @@ class _RmsNorm(torch.autograd.Function):
         if regions.in_use(x):
             ctx.save_for_backward(x, weight_D)
             return rms_normed(x, weight_D, eps)
-        inverse = _inverse(x, eps)
+        normed, inverse = _scaled(x, weight_D, eps)
         ctx.save_for_backward(x, weight_D, inverse)
-        return _scaled(x, inverse, weight_D)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -63,7 +66,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight_D, *kept = ctx.saved_tensors
         wants_x, wants_weight, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
-        inverse = kept[0] if kept else _inverse(x, ctx.eps) if wants_weight else None
+        inverse = kept[0] if kept else _inverse(at_least_float32(x), ctx.eps) if wants_weight else None
         if wants_weight:
             every = tuple(range(x.dim() - 1))
             grad_weight = (g * (x * inverse)).sum(every).to(weight_D.dtype)

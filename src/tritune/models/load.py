@@ -53,6 +53,8 @@ from tritune.spec import Digests, Quantisation
 
 #: bytes of what texts are to the base that are kept in memory
 MEMORY = 1 << 30
+#: bytes that are kept for a backward although they could be made again: that would cost 4 % of a step
+KEPT = 1 << 28
 
 
 class Base:
@@ -371,13 +373,21 @@ class Base:
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
         part = nullcontext() if entering is None else above(self._layers, *entering)
-        with part, self._stream.again.instead_of_kept():
+        again = self._stream.again.instead_of_kept() if self._keeping_is_dear(len(x_ND), weights) else nullcontext()
+        with part, again:
             if weights:
                 output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
             else:
                 output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
+
+    def _keeping_is_dear(self, n: int, weights: Mapping[str, Tensor]) -> bool:
+        """Whether what norms and gated layers give is rather made again in the backward: for n tokens it would take more
+        than `KEPT`, or memory is wanted for all weights once more, their gradients and moments."""
+        config = self.config
+        numbers = 2 * config.hidden_size + (getattr(config, "intermediate_size", None) or 0)
+        return bool(weights) or n * int(config.num_hidden_layers) * numbers * self.dtype.itemsize > KEPT
 
 
 @dataclass(frozen=True, slots=True)
