@@ -30,7 +30,7 @@ class Setup:
     Attributes:
         library: "tritune", "peft" (full fine-tuning: plain transformers), "adapters" or "lm-eval".
         loop: "own" (tritune's; for a peer a bare loop), "trainer" or "trl".
-        dtype: "float32", "bfloat16" or "default".
+        dtype: "float32", "bfloat16", "autocast" (a peer's: fp32 weights, products in bf16) or "default".
         attention: transformers' name of an attention, or "default".
         batch: what one step takes: tokens for tritune, rows for a peer.
         sort: rows of similar length together.

@@ -64,15 +64,15 @@ def tuned(method: str) -> Setup:
     return Setup(LIBRARY.get(kind(method), "peft"), "own", "float32", "sdpa", 16, sort=True, tuned=True)
 
 
-def alternatives(setup: Setup) -> list[list[Setup]]:
+def alternatives(method: str, setup: Setup) -> list[list[Setup]]:
     """What the search tries, one question after the other: format with attention (what is fast in one format is slow in
-    another), size of a batch, the library's own loop."""
+    another), size of a batch, the library's own loop.
+
+    Weights that are trained in bf16 themselves hardly move, since most steps are smaller than what it can tell apart: that
+    is fast, and no fine-tuning. A peer that trains them all keeps them in fp32."""
+    formats = ("float32", "autocast") if SUBJECTS[method].kind == "full" else ("float32", "bfloat16")
     return [
-        [
-            replace(setup, dtype=dtype, attention=name)
-            for dtype in ("float32", "bfloat16")
-            for name in ("sdpa", "eager")
-        ],
+        [replace(setup, dtype=dtype, attention=name) for dtype in formats for name in ("sdpa", "eager")],
         [replace(setup, batch=rows) for rows in (4, 8, 16, 32, 64)],
         [setup, replace(setup, loop="trainer")],
     ]

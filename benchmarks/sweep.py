@@ -75,8 +75,8 @@ def speeds(
 def search(name: str, rows_file: Path, lengths: list[int], records: Records) -> Setup:
     """The fastest settings, question by question."""
     chosen, known = tuned(name), dict[Setup, float]()
-    for question in range(len(alternatives(chosen))):
-        candidates = [setup for setup in alternatives(chosen)[question] if setup not in known]
+    for question in range(len(alternatives(name, chosen))):
+        candidates = [setup for setup in alternatives(name, chosen)[question] if setup not in known]
         known |= speeds(name, candidates, rows_file, lengths, records)
         chosen = max(known, key=lambda setup: known[setup])
     return chosen

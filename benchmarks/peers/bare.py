@@ -50,9 +50,10 @@ def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
             first, end = int((labels_BL != IGNORE).any(0).nonzero()[0]), ids_BL.shape[1]
             # not as a number: then the head's input has gaps, and torch copies the head's weight for every row
             kept = torch.arange(first - end, 0, device=ids_BL.device)  # from the end: PEFT puts a prompt in front
-            output = model(
-                input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=kept, use_cache=spec.method == "prefix"
-            )
+            with torch.autocast(torch.device(spec.device).type, torch.bfloat16, spec.setup.dtype == "autocast"):
+                output = model(
+                    input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=kept, use_cache=spec.method == "prefix"
+                )
             logits_BKV, labels_BK = output.logits[:, first - end :], labels_BL[:, first:]
             scored = labels_BK != IGNORE
             loss = F.cross_entropy(logits_BKV[scored].float(), labels_BK[scored])

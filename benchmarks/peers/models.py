@@ -20,7 +20,7 @@ def build(spec: Spec) -> Any:
     torch.manual_seed(0)
     options: dict[str, Any] = {}
     if spec.setup.dtype != "default":
-        options["dtype"] = getattr(torch, spec.setup.dtype)
+        options["dtype"] = stored(spec)
     if spec.setup.attention != "default":
         options["attn_implementation"] = spec.setup.attention
     model: Any = AutoModelForCausalLM.from_pretrained(spec.folder, local_files_only=True, **options)
@@ -61,4 +61,10 @@ def _adapter_hub(model: Any, spec: Spec) -> Any:
     adapters.init(model)
     model.add_adapter("own", config=adapters.SeqBnConfig(reduction_factor=spec.config["reduction_factor"]))
     model.train_adapter("own")
-    return model.to(spec.device, getattr(torch, spec.setup.dtype) if spec.setup.dtype != "default" else None)
+    return model.to(spec.device, stored(spec) if spec.setup.dtype != "default" else None)
+
+
+def stored(spec: Spec) -> torch.dtype:
+    """The format of the weights: with "autocast" they stay fp32, and products are taken of bf16 copies."""
+    found: torch.dtype = getattr(torch, "float32" if spec.setup.dtype == "autocast" else spec.setup.dtype)
+    return found

@@ -68,7 +68,12 @@ def _arguments(spec: Spec, folder: str) -> dict[str, Any]:
         "use_cpu": spec.device == "cpu",
     }
     if spec.setup.tuned:
-        given |= {"gradient_checkpointing": False, "bf16": False, "optim": "adamw_torch_fused", "disable_tqdm": True}
+        given |= {
+            "gradient_checkpointing": False,
+            "bf16": spec.setup.dtype == "autocast",
+            "optim": "adamw_torch_fused",
+            "disable_tqdm": True,
+        }
     return given
 
 

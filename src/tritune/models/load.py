@@ -42,7 +42,7 @@ from tritune.models.head import head_of
 from tritune.models.layout import Layout, build
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.matrix import SiteMatrix
-from tritune.models.memory import aside, hold_in_memory
+from tritune.models.memory import aside, hold_in_memory, is_much
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import parts_are_whole, probe
@@ -53,8 +53,6 @@ from tritune.spec import Digests, Quantisation
 
 #: bytes of what texts are to the base that are kept in memory
 MEMORY = 1 << 30
-#: bytes that are kept for a backward although they could be made again: that would cost 4 % of a step
-KEPT = 1 << 28
 
 
 class Base:
@@ -373,21 +371,15 @@ class Base:
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
         part = nullcontext() if entering is None else above(self._layers, *entering)
-        again = self._stream.again.instead_of_kept() if self._keeping_is_dear(len(x_ND), weights) else nullcontext()
-        with part, again:
+        # with weights of its own there are gradients and moments as large as the base, and memory is dear
+        dear = bool(weights) or is_much(self.config, len(x_ND), self.dtype)
+        with part, self._stream.again.instead_of_kept(dear):
             if weights:
                 output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
             else:
                 output = self.model(**arguments)
         logits_KV: Tensor = output.logits[0]
         return logits_KV
-
-    def _keeping_is_dear(self, n: int, weights: Mapping[str, Tensor]) -> bool:
-        """Whether what norms and gated layers give is rather made again in the backward: for n tokens it would take more
-        than `KEPT`, or memory is wanted for all weights once more, their gradients and moments."""
-        config = self.config
-        numbers = 2 * config.hidden_size + (getattr(config, "intermediate_size", None) or 0)
-        return bool(weights) or n * int(config.num_hidden_layers) * numbers * self.dtype.itemsize > KEPT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.unit.models.test_fast import batch, loss_and_slopes
 from tritune.methods import method
 from tritune.methods.full import Full
+from tritune.models import memory
 from tritune.models.load import load_base
 from tritune.models.memory import MadeAgain
 from tritune.models.tiny import tiny_base
@@ -50,6 +51,13 @@ def test_what_was_written_into_since_is_kept() -> None:
     torch.testing.assert_close(weight.grad, (x * x + 1).sum(0).expand(3, 4))
 
 
+@pytest.fixture
+def dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could be made again is too much to keep."""
+    monkeypatch.setattr(memory, "KEPT", 0)
+
+
+@pytest.mark.usefixtures("dear")
 @pytest.mark.parametrize("kind", ["lora", "full", "ia3", "bottleneck"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_gradients_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, family: str, kind: str) -> None:
@@ -63,9 +71,8 @@ def test_gradients_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch, fam
         assert torch.equal(slopes[name], slope), name
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_norms_and_gated_products_are_not_kept(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Per layer, LoRA's maps read two norms and one product, and keep none of the three."""
+def remade(monkeypatch: pytest.MonkeyPatch, kind: str) -> list[Tensor]:
+    """What a step of a tiny base did not keep."""
     made: list[Tensor] = []
     keep = MadeAgain._kept
 
@@ -76,11 +83,24 @@ def test_norms_and_gated_products_are_not_kept(monkeypatch: pytest.MonkeyPatch, 
         return kept
 
     monkeypatch.setattr(MadeAgain, "_kept", watched)
-    base = tiny_base("llama")
-    loss_and_slopes(base, method(kind).variants[0], twins=True)
-    widths = {t.shape[-1] for t in made}
-    assert widths == {base.config.hidden_size, base.config.intermediate_size}
-    assert len(made) >= 3 * base.config.num_hidden_layers
+    loss_and_slopes(tiny_base("llama"), method(kind).variants[0], twins=True)
+    return made
+
+
+@pytest.mark.usefixtures("dear")
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_norms_and_gated_products_are_not_kept(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Per layer, LoRA's maps read two norms and one product, and keep none of the three."""
+    made, config = remade(monkeypatch, kind), tiny_base("llama").config
+    assert {t.shape[-1] for t in made} == {config.hidden_size, config.intermediate_size}
+    assert len(made) >= 3 * config.num_hidden_layers
+
+
+@pytest.mark.parametrize(("kind", "again"), [("lora", False), ("full", True)])
+def test_little_is_kept_unless_all_weights_are_there_twice(
+    monkeypatch: pytest.MonkeyPatch, kind: str, again: bool
+) -> None:
+    assert bool(remade(monkeypatch, kind)) is again
 
 
 def test_no_weight_stays_in_the_file_it_came_from(tmp_path: Path) -> None:
