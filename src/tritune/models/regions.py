@@ -43,10 +43,15 @@ def compiler() -> str | None:
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """That region as one kernel."""
+    """That region as one kernel. It knows nothing of a graph: whoever calls it writes the backward."""
     if function not in _Use.made:
         _Use.made[function] = torch.compile(function)
-    return cast("Callable[P, R]", _Use.made[function])
+    made = _Use.made[function]
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        return cast("R", made(*(x.detach() if isinstance(x, Tensor) else x for x in args), **kwargs))
+
+    return called
 
 
 def normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

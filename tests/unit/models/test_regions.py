@@ -38,9 +38,10 @@ def test_nothing_is_compiled_unasked() -> None:
 def test_a_base_learns_the_same_compiled() -> None:
     """Where there is no compiler both sides are the kernels; the project's own checks run where there is one."""
     base = tiny_base("llama")
-    found = {kind: loss_and_slopes(base, kind, True) for kind in (LoRA(rank=2), Full())}
+    kinds = LoRA(rank=2), Full()
+    found = [loss_and_slopes(base, kind, True) for kind in kinds]
     regions.use(False)
-    for kind, (loss, slopes) in found.items():
+    for kind, (loss, slopes) in zip(kinds, found, strict=True):
         wanted, of_kernels = loss_and_slopes(base, kind, True)
         assert loss == pytest.approx(wanted, rel=1e-5)
         assert slopes.keys() == of_kernels.keys()
