@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import several
+from benchmarks.machine import matrix_rates
 from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
@@ -32,6 +33,8 @@ from tritune.models.locate import locate
 BASE = "smollm2-135m"
 #: steps of the first turn, which warms up
 WARMUP_STEPS = 2
+#: rows of a turn: one for so many operations per second that the machine makes
+RATE_OF_A_ROW, FEWEST_ROWS, MOST_ROWS = 7e9, 40, 128
 #: a turn at whose end the machine was faster or slower by this share is marked
 UNSTEADY = 0.05
 
@@ -126,13 +129,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--roles", nargs="+", default=["ours", "best", "default"])
     parser.add_argument("--data", choices=["short", "long"], default="short")
     parser.add_argument("--turns", type=int, default=5, help="timed turns of every side")
-    parser.add_argument("--rows", type=int, default=40, help="rows of a turn; rounded up to the best peer's batches")
+    parser.add_argument(
+        "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
+    )
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/training.jsonl)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.rows = options.rows or rows_of_a_turn()
+    return options
+
+
+def rows_of_a_turn() -> int:
+    """Some seconds of work for this machine: single steps of a fast one differ too much."""
+    rate = max(matrix_rates("cpu").values())
+    return max(FEWEST_ROWS, min(MOST_ROWS, round(rate / RATE_OF_A_ROW)))
 
 
 def measure(
