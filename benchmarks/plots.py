@@ -107,6 +107,8 @@ def rows(found: list[dict[str, Any]]) -> Figure:
     for axes in (time, memory):
         axes.set_ylim(bottom=0)
         axes.set_xscale("log")
+        axes.set_xticks(x, [f"{value:,}" for value in x])
+        axes.minorticks_off()
         axes.set_xlabel("rows")
     return figure
 
