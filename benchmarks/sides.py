@@ -21,17 +21,21 @@ BEST = HERE / "peers" / "best.json"
 class Subject:
     """One line of the table: a method of tritune's as it is measured, both sides with the same sizes.
 
-    `again`: timed from the second pass over the rows on, with what the first one left behind (tritune's side)."""
+    `again`: timed from the second pass over the rows on, with what the first one left behind (tritune's side).
+    `formats`: those that the search tries for the peer."""
 
     kind: str
     config: Mapping[str, float | str]
     again: bool = False
+    formats: tuple[str, ...] = ("float32", "bfloat16")
 
 
 #: Sizes that the peers have too. The prompt starts as PEFT's does, so that losses can be compared.
 _SUBJECTS = {
     "lora": Subject("lora", {"rank": 8, "alpha": 16.0}),
-    "full": Subject("full", {}),
+    # Weights that are trained in bf16 themselves hardly move, since most steps are smaller than what it can tell apart:
+    # that is fast, and no fine-tuning. A peer that trains them all keeps them in fp32.
+    "full": Subject("full", {}, formats=("float32", "autocast")),
     "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
     "ptuning-suffix-cached": Subject("ptuning", {"tokens": 20, "start": "random", "placement": "suffix"}, again=True),
     "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
@@ -66,11 +70,8 @@ def tuned(method: str) -> Setup:
 
 def alternatives(method: str, setup: Setup) -> list[list[Setup]]:
     """What the search tries, one question after the other: format with attention (what is fast in one format is slow in
-    another), size of a batch, the library's own loop.
-
-    Weights that are trained in bf16 themselves hardly move, since most steps are smaller than what it can tell apart: that
-    is fast, and no fine-tuning. A peer that trains them all keeps them in fp32."""
-    formats = ("float32", "autocast") if SUBJECTS[method].kind == "full" else ("float32", "bfloat16")
+    another), size of a batch, the library's own loop."""
+    formats = SUBJECTS[method].formats
     return [
         [replace(setup, dtype=dtype, attention=name) for dtype in formats for name in ("sdpa", "eager")],
         [replace(setup, batch=rows) for rows in (4, 8, 16, 32, 64)],

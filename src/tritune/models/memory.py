@@ -94,7 +94,10 @@ class MadeAgain:
     @contextmanager
     def instead_of_kept(self, wanted: bool = True) -> Iterator[None]:
         """Inside, what is offered is not kept for the backward, but made again there; unless that is not wanted."""
-        self._wanted = wanted
+        if not wanted:  # every saved tensor would pass through here for nothing
+            yield
+            return
+        self._wanted = True
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._kept, _unpacked):
                 yield

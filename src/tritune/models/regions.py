@@ -45,13 +45,13 @@ def compiler() -> str | None:
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """That region as one kernel. It knows nothing of a graph: whoever calls it writes the backward."""
     if function not in _Use.made:
-        _Use.made[function] = torch.compile(function)
-    made = _Use.made[function]
+        kernel = torch.compile(function)
 
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        return cast("R", made(*(x.detach() if isinstance(x, Tensor) else x for x in args), **kwargs))
+        def called(*args: Any) -> Any:
+            return kernel(*(x.detach() if isinstance(x, Tensor) else x for x in args))  # type: ignore[call-arg,arg-type]
 
-    return called
+        _Use.made[function] = called
+    return cast("Callable[P, R]", _Use.made[function])
 
 
 def normed(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
