@@ -12,7 +12,7 @@ import torch
 from benchmarks import flops, several
 from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
-from tritune.allocator import keep_freed_memory
+from tritune.allocator import settle
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
@@ -28,7 +28,7 @@ from tritune.train.optim import adamw, set_rate
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     """Load the base, and make what the spec asks for."""
     dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
-    keep_freed_memory()  # as the command does
+    settle()  # as the command does
     base = load_base(spec.folder, dtype=dtype, device=spec.device, compiled=spec.setup.compiled)
     clock.dtype = base.dtype_name
     if spec.setup.loop in (several.APART, several.TOGETHER):

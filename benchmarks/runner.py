@@ -74,7 +74,7 @@ class Worker:
         self._process.stdin.flush()
 
     def outcome(self) -> Outcome:
-        """What it cost, after the last turn.
+        """What it cost, after the last turn; returns when it has ended, and takes no time from the next one.
 
         Raises:
             RunFailed: it ended without saying so.
@@ -82,6 +82,7 @@ class Worker:
         line = self._line()
         if not line.startswith("{"):
             raise RunFailed(self._said())
+        self._process.wait()
         return Outcome.load(line)
 
     def _line(self) -> str:

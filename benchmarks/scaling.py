@@ -1,9 +1,10 @@
 """How tritune's speed and memory change with one size at a time: random rows, its own side only.
 
-    python -m benchmarks.scaling [--what batch_tokens length rank virtual_tokens labels rows threads]
+    python -m benchmarks.scaling [--what batch_tokens length rank virtual_tokens labels rows threads several]
 
 `rows` shows that the cost of a row does not depend on how many there are: encoding a file of so many rows, planning an
-epoch over them, and some training steps, with the memory of each. Every point is a process of its own.
+epoch over them, and some training steps, with the memory of each. `several`: eight adaptations at once against one after
+another, so many tokens each. Every point is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import several
 from benchmarks.protocol import Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import synthetic
@@ -42,6 +44,7 @@ VALUES: dict[str, list[int]] = {
     "labels": [2, 5, 20, 100],
     "rows": [1_000, 10_000, 100_000],
     "threads": [1, 2],
+    "several": [128, 1024],
 }
 
 
@@ -121,11 +124,26 @@ def many_rows(value: int, folder: Path) -> dict[str, Any]:
     return {"what": "rows", "value": value, **found, "file_bytes": path.stat().st_size}
 
 
+def at_once(value: int, rows_file: Path) -> dict[str, Any]:
+    """Eight adaptations, `value` tokens each in a step."""
+    rows = synthetic((several.TURNS + 2) * several.STEPS * value // 32, 32, VOCABULARY)
+    write_rows(rows, rows_file)
+    outcomes = several.measure(locate(BASE).folder, rows, rows_file, tokens=value)
+    sides = {side: asdict(outcome) for side, outcome in outcomes.items()}
+    peak = outcomes[several.TOGETHER].peak_bytes
+    return {"what": "several", "value": value, **several.ratios(outcomes), "peak_bytes": peak, "sides": sides}
+
+
 def points(wanted: list[str], folder: Path) -> Iterator[dict[str, Any]]:
     """Everything that was asked for, measured one after the other."""
     for what in wanted:
         for value in VALUES[what]:
-            yield many_rows(value, folder) if what == "rows" else measure(what, value, folder / "rows.json")
+            if what == "rows":
+                yield many_rows(value, folder)
+            elif what == "several":
+                yield at_once(value, folder / "rows.json")
+            else:
+                yield measure(what, value, folder / "rows.json")
 
 
 def main() -> None:

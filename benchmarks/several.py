@@ -1,4 +1,5 @@
-"""Eight LoRAs trained at once against the same eight one after another, 128 tokens each in every step: time and memory.
+"""Eight LoRAs trained at once against the same eight one after another, time and memory; 128 tokens each in every step, or
+another number.
 
 Both sides do all the work of a run (drawing the adaptations, optimizer, clipping) through the package's own loops, each in
 a process of its own, in turn. One after another, no more than one adaptation is held at a time: that side's peak memory is
@@ -30,6 +31,8 @@ from tritune.train.trainer import Job
 
 #: adaptations, and tokens of each in a step
 EIGHT, TOKENS = 8, 128
+#: timed runs of each side, and steps of a run
+TURNS, STEPS = 3, 4
 #: what the two sides are called
 APART, TOGETHER = "one-after-another", "at-once"
 
@@ -75,22 +78,29 @@ def _at_once(spec: Spec, base: Base, rows: Sequence[Encoded]) -> float:
 
 
 def measure(
-    folder: Path, rows: Sequence[Row], rows_file: Path, *, turns: int = 3, steps: int = 4, threads: int | None = None
+    folder: Path,
+    rows: Sequence[Row],
+    rows_file: Path,
+    *,
+    tokens: int = TOKENS,
+    turns: int = TURNS,
+    steps: int = STEPS,
+    threads: int | None = None,
 ) -> dict[str, Outcome]:
-    """Both sides, `turns` times each after a first turn that warms up.
+    """Both sides, `turns` times each after a first turn that warms up. `tokens`: of each adaptation in a step.
 
     Raises:
         RunFailed: a side ended badly.
     """
     mean = sum(row.tokens for row in rows) / len(rows)
-    n = round(steps * TOKENS / mean)
+    n = round(steps * tokens / mean)
     cuts = [range(*cut) for cut in pairwise(range(0, n * (turns + 2), n))]
     assert cuts[-1].stop <= len(rows), f"{cuts[-1].stop} rows are needed"
     config = method("lora")
     return in_turn(
         {
             side: Spec(
-                setup=Setup("tritune", side, "default", "default", TOKENS, sort=True, tuned=True),
+                setup=Setup("tritune", side, "default", "default", tokens, sort=True, tuned=True),
                 method="lora",
                 config={},
                 folder=str(folder),

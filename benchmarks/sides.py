@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from benchmarks.protocol import Setup
 from tritune.methods import METHODS
@@ -90,6 +91,11 @@ def kind(method: str) -> str:
     return SUBJECTS[method].kind
 
 
+def batch_tokens(method: str, lengths: Sequence[int]) -> int:
+    """As many as the best peer takes of rows of these lengths: both learn in as many steps, and hold as much at once."""
+    return round(best(method).batch * mean(lengths))
+
+
 def keep_best(found: Mapping[str, Setup]) -> None:
     """Remember what a search found; methods it did not look at stay as they are."""
     known = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
@@ -97,11 +103,11 @@ def keep_best(found: Mapping[str, Setup]) -> None:
     BEST.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def roles(method: str, names: list[str], batch_tokens: int) -> dict[str, Setup]:
+def roles(method: str, names: list[str], tokens: int) -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters."""
     table = {
-        "ours": ours(batch_tokens),
-        "compiled": ours(batch_tokens, compiled=True),
+        "ours": ours(tokens),
+        "compiled": ours(tokens, compiled=True),
         "best": best(method),
         "default": default(method),
     }

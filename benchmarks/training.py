@@ -24,7 +24,7 @@ from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, best, ours, roles
+from benchmarks.sides import SUBJECTS, batch_tokens, best, ours, roles
 from benchmarks.summary import SEVERAL, Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
@@ -49,7 +49,11 @@ def specs(
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
-        cut = ours(options.batch_tokens) if options.same_batches and setup.loop == "own" else setup
+        cut = (
+            ours(options.batch_tokens or batch_tokens(name, lengths))
+            if options.same_batches and setup.loop == "own"
+            else setup
+        )
         first, *timed = batches(dealt, lengths, cut, seed=0)
         again = subject.again and setup.library == "tritune"
         found[role] = Spec(
@@ -132,7 +136,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
     )
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
+    parser.add_argument(
+        "--batch-tokens", type=int, help="tokens of one of tritune's steps, about (as many as the best peer takes)"
+    )
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
@@ -156,7 +162,8 @@ def measure(
     Raises:
         RunFailed: a side ended badly.
     """
-    setups = roles(name, options.roles, options.batch_tokens)
+    tokens = options.batch_tokens or batch_tokens(name, [row.tokens for row in rows])
+    setups = roles(name, options.roles, tokens)
     planned = specs(name, setups, rows, rows_file, options)
     outcomes = in_turn(planned, threads=options.threads)
     found = []

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -20,7 +21,7 @@ import torch
 
 from benchmarks.machine import matrix_rates, versions
 from benchmarks.protocol import READY, Outcome, Spec
-from tritune.measure import measured
+from tritune.measure import Cost, measured
 
 
 @dataclass
@@ -42,7 +43,10 @@ class Clock:
     dtype: str = ""
     seconds: list[list[float]] = field(default_factory=list)
     rates: list[dict[str, list[float]]] = field(default_factory=list)
+    peak_bytes: int = 0
     _last: float = 0.0
+    _cost: Cost = field(default_factory=Cost)
+    _turn: ExitStack = field(default_factory=ExitStack)
 
     def start(self) -> None:
         """Just before the first step."""
@@ -65,9 +69,12 @@ class Clock:
         self.wait()
         self.rates.append({name: [rate] for name, rate in matrix_rates(self.device).items()})
         self.seconds.append([])
+        self._cost = self._turn.enter_context(measured(anew=False))  # without the matrices just multiplied
         self._last = time.perf_counter()
 
     def _end(self) -> None:
+        self._turn.close()
+        self.peak_bytes = max(self.peak_bytes, self._cost.peak_bytes)
         for name, rate in matrix_rates(self.device).items():
             self.rates[-1][name].append(rate)
         if len(self.seconds) < len(self.steps):
@@ -85,13 +92,13 @@ def work(prepare: Prepare) -> None:
     spec = Spec.read(Path(sys.argv[1]))
     clock = Clock([len(turn) for turn in spec.turns], channel, spec.device)
     train = prepare(spec, clock)
-    with measured() as cost:
+    with measured():  # what loading left is given back
         train()
     assert [len(turn) for turn in clock.seconds] == clock.steps, "steps were lost or made up"
     outcome = Outcome(
         seconds=clock.seconds,
         losses=clock.losses,
-        peak_bytes=cost.peak_bytes,
+        peak_bytes=clock.peak_bytes,
         matrix_rates=clock.rates,
         dtype=clock.dtype,
         threads=torch.get_num_threads(),

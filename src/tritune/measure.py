@@ -25,15 +25,19 @@ class Cost:
 
 
 @contextmanager
-def measured() -> Iterator[Cost]:
+def measured(*, anew: bool = True) -> Iterator[Cost]:
     """Wall time and peak memory of a block.
 
     Peak: resident memory of this process, libraries and base included; with a GPU, what torch had allocated there. On
     Linux the kernel's own high-water mark is reset first, so nothing short-lived is missed; elsewhere memory is sampled
-    50 times a second. What earlier work freed is given back to the system before.
+    50 times a second.
+
+    Args:
+        anew: what earlier work freed is given back to the system first. It takes time to get it again.
     """
     cost = Cost()
-    _give_back()
+    if anew:
+        _give_back()
     with _meter() as peak:
         start = time.perf_counter()
         try:

@@ -15,6 +15,7 @@ from tests.laws.conftest import Case, ids_of, outputs, shared_base, training_row
 from tritune.errors import Diverged, Mismatch, NotMergeable
 from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
+from tritune.models import round_numbers
 from tritune.models.base import BARE, Batch, NoEdits
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
@@ -319,3 +320,16 @@ def test_micro_batches_do_not_change_the_step(case: Case) -> None:
     assert results[0].keys() == results[1].keys() == delta.trainable().keys()
     for name, gradient in results[0].items():
         torch.testing.assert_close(gradient, results[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_round_number_of_tokens_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a base computes beside the rows, where it wants few different numbers of them, reaches nobody."""
+    results = []
+    for wanted in (False, True):
+        monkeypatch.setattr(round_numbers, "wanted", lambda *_, wanted=wanted: wanted)
+        delta = case.moved().eval()
+        with case.base.bind(delta):
+            loss = batch_loss(case.base, training_batch(training_rows()))
+            loss.backward()
+        results.append({"loss": loss.detach()} | {n: p.grad for n, p in delta.trainable().items()})
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-5)

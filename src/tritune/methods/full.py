@@ -8,7 +8,7 @@ plain Hugging Face folder; chosen parts are stored alone, and answer together wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -127,6 +127,22 @@ def _steps_from_the_end(base: Base) -> dict[str, int]:
     return {name: n_layers - layers[name] if name in layers else outside[name] for name in kinds}
 
 
+class _Cast(Mapping[str, Tensor]):
+    """Weights in another format, each made when it is taken: to ask which there are costs nothing."""
+
+    def __init__(self, masters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._masters, self._dtype = masters, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masters[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masters)
+
+    def __len__(self) -> int:
+        return len(self._masters)
+
+
 class FullDelta(Delta):
     """A copy of every base weight that moves; gradients reach the fp32 master through the cast.
 
@@ -152,7 +168,7 @@ class FullDelta(Delta):
             self.put(name, tensor.detach().clone())
 
     def weights(self) -> Mapping[str, Tensor]:
-        return {name: master.to(self.dtype) for name, master in self.trainable().items()}
+        return _Cast(self.trainable(), self.dtype)
 
     def rate_factors(self) -> Mapping[str, float]:
         return self._factors

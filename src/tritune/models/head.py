@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from tritune.models import regions
+from tritune.models import regions, round_numbers
 from tritune.models.dtype import at_least_float32
 
 #: models whose logits are what the head gives, with nothing behind it: the loss may be taken inside the head
@@ -84,14 +84,15 @@ def product(x_KD: Tensor, weight_VD: Tensor) -> Tensor:
         return torch.mm(x_KD, weight_VD.T, out_dtype=torch.float32)
     if weight_VD.dtype is not torch.bfloat16:
         return at_least_float32(x_KD) @ at_least_float32(weight_VD).T
-    wide_KD, (V, D) = x_KD.float(), weight_VD.shape
-    z_KV = wide_KD.new_empty(len(x_KD), V)
+    K, (V, D) = len(x_KD), weight_VD.shape
+    wide_KD = round_numbers.filled(x_KD).float()
+    z_KV = wide_KD.new_empty(len(wide_KD), V)
     wide_vD = wide_KD.new_empty(min(V, WIDENED), D)
     with _multiplying_in_bf16():
         for start in range(0, V, WIDENED):
             part_vD = weight_VD[start : start + WIDENED]
             torch.mm(wide_KD, wide_vD[: len(part_vD)].copy_(part_vD).T, out=z_KV[:, start : start + WIDENED])
-    return z_KV
+    return z_KV[:K]
 
 
 @contextmanager
@@ -119,7 +120,7 @@ class _Wide(torch.autograd.Function):
         x_KD, weight_VD = ctx.saved_tensors
         g = g_KV.to(x_KD.dtype)
         return (
-            g @ weight_VD if ctx.needs_input_grad[0] else None,
+            (round_numbers.filled(g) @ weight_VD)[: len(g)] if ctx.needs_input_grad[0] else None,
             g.T @ x_KD if ctx.needs_input_grad[1] else None,
         )
 
@@ -160,7 +161,7 @@ class SummedLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope_kV.sum(0, dtype=total.dtype)
             if grad_x is not None:
-                torch.mm(slope_kV, weight_VD, out=grad_x[start : start + rows])
+                grad_x[start : start + rows] = (round_numbers.filled(slope_kV) @ weight_VD)[: len(x_kD)]
             if grad_weight is not None:
                 grad_weight += slope_kV.T @ x_kD
         ctx.grads = (

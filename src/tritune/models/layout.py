@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tritune.models.base import BARE, Batch, Span
 from tritune.models.past import Past
-from tritune.models.pieces import Lengths, Piece, asked_of, in_key_order, pieces_of, rows_behind
+from tritune.models.pieces import Lengths, Piece, asked_of, filling, in_key_order, pieces_of, rows_behind
+from tritune.models.round_numbers import missing
 from tritune.models.varlen import Rows, rows_of
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
@@ -100,8 +101,13 @@ class Layout:
     rows_behind: Lengths
     asked: Tensor
     rows: Rows | None = None  # for the kernel of a GPU
+    n_filling: int = 0  # so many of the last tokens nobody reads
     past: Past | None = None
     places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def filled_up(self, x_ND: Tensor) -> Tensor:
+        """With something in the place of the tokens that nobody reads."""
+        return torch.cat([x_ND, x_ND.new_zeros(self.n_filling, x_ND.shape[1])]) if self.n_filling else x_ND
 
     def unfolded(self, heads: int, n: int) -> Tensor:
         """Where each of heads * n queries stands among what the groups, one behind the other, fold (`Group.folded`)."""
@@ -140,12 +146,13 @@ class ReadOnce:
 
 def build(
     batch: Batch,
-    front: Lengths,
-    device: torch.device,
+    front: Lengths = MappingProxyType({}),
+    device: torch.device = torch.device("cpu"),
     *,
     behind: Lengths = MappingProxyType({}),
     deep: Lengths = MappingProxyType({}),
     texts_given: bool = False,
+    round_number: bool = False,
     varlen: bool | None = None,
 ) -> Layout:
     """Lay out a batch with its virtual tokens. Segments' lengths are given by slot; key None: one for all rows.
@@ -155,9 +162,17 @@ def build(
         behind: segments behind every text.
         deep: segments in front of rows whose keys and values are given. These come first in the past.
         texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
+        round_number: compute a round number of tokens, the last of which may be nobody's (`round_numbers.py`).
         varlen: also as the kernel of a GPU wants it; None: where there is one.
     """
     pieces = pieces_of(batch, front, behind, deep, texts_given)
+    n_front, n_behind = (
+        sum(front.values()),
+        sum(rows * behind[slot] for slot, rows in rows_behind(batch, behind).items()),
+    )
+    n_filling = missing(sum(piece.length for piece in pieces if not piece.given)) if round_number else 0
+    if n_filling:
+        pieces += filling(pieces, n_filling, n_front + len(batch.tokens_N) + n_behind)
     spans = in_key_order(pieces)
     n_given = sum(piece.length for piece in pieces if piece.given)
     past = [sum(spans[p].length for p in span.parents) for span in spans]
@@ -177,7 +192,6 @@ def build(
     slot_N = None
     if batch.slots is not None:
         slot_N = torch.cat([torch.full((pieces[i].length,), pieces[i].slot) for i in computed]).to(device)
-    n_front = sum(front.values())
     source_N, asked = None, torch.arange(len(batch.tokens_N)) + n_front
     if behind or texts_given:
         source_N = torch.cat([torch.arange(start, start + n) for i in computed for start, n in pieces[i].source])
@@ -192,6 +206,7 @@ def build(
         rows_behind=rows_behind(batch, behind),
         asked=asked,
         rows=rows_of(spans, computed, device) if (device.type == "cuda" if varlen is None else varlen) else None,
+        n_filling=n_filling,
     )
 
 

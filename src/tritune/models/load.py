@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from tritune.errors import Mismatch, Problem, UnsupportedBase
-from tritune.models import attention, regions
+from tritune.models import attention, regions, round_numbers
 from tritune.models.base import BARE, LINEAR_ROLES, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.depth import above, below
@@ -51,8 +51,8 @@ from tritune.models.sites import Place, Rows, find_places, heads, is_transposed,
 from tritune.models.texts import TextCache, Texts
 from tritune.spec import Digests, Quantisation
 
-#: bytes of what texts are to the base that are kept in memory
-MEMORY = 1 << 30
+#: bytes of what texts are to the base that are kept in memory; from a file they come about as fast
+MEMORY = 1 << 25
 
 
 class Base:
@@ -287,9 +287,9 @@ class Base:
         """
         edits = self._stream.edits
         _check_slots(batch, edits)
-        weights = edits.weights()
+        weights = dict(edits.weights())
         virtual = Virtual(edits.segments())
-        lay_out = partial(build, batch, virtual.front, self.device, behind=virtual.behind, deep=virtual.deep)
+        lay_out = partial(self._laid_out, batch, front=virtual.front, behind=virtual.behind, deep=virtual.deep)
         pays = torch.is_grad_enabled() or self._texts is not None
         texts_stand = pays and virtual.only_behind and not weights and not edits.sites()
         layout = lay_out(texts_given=texts_stand)
@@ -301,6 +301,7 @@ class Base:
         known = self._states
         if entering is None and known is not None and virtual.none and not weights and known.first <= self._reached:
             entering = (known.first, known.cache.of(batch).to(self.device)) if known.cache.knows(batch) else None
+        entering = entering and (entering[0], layout.filled_up(entering[1]))
         layout = replace(layout, past=virtual.past(texts))
         x_ND = self._embedded(batch, weights)
         return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights, entering))
@@ -342,20 +343,24 @@ class Base:
         K key heads of width d, with positions applied."""
         assert not self._stream.edits.sites(), "the base is not bare: what is bound acts inside it"
         texts, recorded = text_batch(batch), Recorded()
-        layout = replace(build(texts, {}, self.device), past=recorded)
-        self._run(self.embedding(texts.tokens_N.to(self.device)), layout, torch.empty(0, dtype=torch.long), {})
-        return recorded.layers_n2NKd()
+        layout = replace(self._laid_out(texts), past=recorded)
+        x_ND = layout.filled_up(self.embedding(texts.tokens_N.to(self.device)))
+        self._run(x_ND, layout, torch.empty(0, dtype=torch.long), {})
+        return recorded.layers_n2NKd()[:, :, : len(texts.tokens_N)]
 
     @torch.no_grad()
     def states(self, batch: Batch, first: int) -> Tensor:
         """What comes out of the layers before `first` (N, D), of a batch's own tokens. What is bound does not act there."""
-        layout = build(Batch(batch.tokens_N, batch.spans), {}, self.device)
+        layout = self._laid_out(Batch(batch.tokens_N, batch.spans))
         self._stream.slot_N, self._stream.runs = None, EVERYWHERE
-        x_ND = self.embedding(batch.tokens_N.to(self.device))
+        x_ND = layout.filled_up(self.embedding(batch.tokens_N.to(self.device)))
         with below(self._layers, first) as found:  # without the head: that may be acted at
             self.model.base_model(**_arguments(x_ND, layout))
-        states_ND: Tensor = found[0][0]
+        states_ND: Tensor = found[0][0][: len(batch.tokens_N)]
         return states_ND
+
+    def _laid_out(self, batch: Batch, **segments: Any) -> Layout:
+        return build(batch, device=self.device, round_number=round_numbers.wanted(self.device, self.dtype), **segments)
 
     def _run(
         self,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 #: bytes that are kept for a backward although they could be made again, which would cost 4 % of a step
-KEPT = 1 << 28
+KEPT = 1 << 27
 
 
 def hold_in_memory(model: nn.Module) -> None:

@@ -93,6 +93,7 @@ class Virtual:
             for slot, rows in layout.rows_behind.items()
         ]
         inputs_ND = torch.cat([*(x_PD.to(x_ND.dtype) for x_PD in self._front.values()), x_ND, *behind])
+        inputs_ND = layout.filled_up(inputs_ND)
         return inputs_ND if layout.source_N is None else inputs_ND.index_select(0, layout.source_N)
 
     def past(self, texts_n2MKd: Tensor | None = None) -> Past | None:

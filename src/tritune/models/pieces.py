@@ -1,19 +1,20 @@
 """Spans with the virtual tokens in their places: what is attended to, and what of it has to be computed.
 
 Segments stand in front of the batch's spans; a span whose text has virtual tokens behind it becomes two, the text and what
-follows. Knows only spans and lengths. `layout.py` turns the result into index tensors. Shapes: N packed tokens, P virtual
-tokens of a segment.
+follows. Where the number of tokens is to be a round one, rows that nobody reads come last. Knows only spans and lengths.
+`layout.py` turns the result into index tensors. Shapes: N packed tokens, P virtual tokens of a segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tritune.models.base import Batch, Span
+from tritune.models.base import BARE, Batch, Span
 
 #: length of a segment by slot; key None: one for all rows
 Lengths = Mapping[int | None, int]
@@ -100,6 +101,18 @@ def pieces_of(
         if P:
             next_behind[key] += P
     return pieces
+
+
+def filling(pieces: Sequence[Piece], n: int, start: int) -> list[Piece]:
+    """Rows of n tokens in all that nobody reads, of the bare base. `start`: where their inputs begin.
+
+    They are no longer than the last row and see what the last two both see, so that they are attended to with others."""
+    computed = [piece for piece in pieces if not piece.given]
+    last, before = computed[-1], computed[-2:][0]
+    seen = tuple(a for a, b in zip(last.parents, before.parents, strict=False) if a == b)
+    rows = -(-n // last.length)
+    ends = [n * i // rows for i in range(rows + 1)]
+    return [Piece(end - begin, seen, BARE, ((start + begin, end - begin),)) for begin, end in pairwise(ends)]
 
 
 def _check_slots(batch: Batch, *kinds: Lengths) -> None:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tritune.models.dtype import at_least_float32
 from tritune.models.layout import Group, Layout
+from tritune.models.round_numbers import filled
 
 
 class ShortRows(torch.autograd.Function):
@@ -39,7 +40,7 @@ class ShortRows(torch.autograd.Function):
             weight = _weights(group, q, k, k_P, window)
             y = (weight[..., len(group.shared_P) :] @ v).view(K, q.shape[1], -1)
             if len(group.shared_P):
-                y = y.baddbmm_(_shared(weight, k_P), v_P)
+                y += _times(_shared(weight, k_P), v_P)
             outputs.append(y)
             saved += [q, k, v, k_P, v_P, weight]
         ctx.save_for_backward(*saved)
@@ -66,15 +67,16 @@ class ShortRows(torch.autograd.Function):
             grad_weight = g_BRd @ v.transpose(-1, -2)
             grads_v.append((own.transpose(-1, -2) @ g_BRd).view(K, -1, v.shape[-1]))
             if P:
-                grad_weight = torch.cat([(g @ v_P.transpose(-1, -2)).view(*weight.shape[:-1], P), grad_weight], -1)
-                shared_v.append(_shared(weight, k_P).transpose(-1, -2) @ g)
+                of_shared = _times(g, v_P.transpose(-1, -2)).reshape(*weight.shape[:-1], P)
+                grad_weight = torch.cat([of_shared, grad_weight], -1)
+                shared_v.append(_summed(_shared(weight, k_P), g))
             slope = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             grad = (slope[..., P:] @ k).view(K, -1, d)
             grads_k.append((slope[..., P:].transpose(-1, -2) @ q_BRd).view(K, -1, d))
             if P:
                 shared = _shared(slope, k_P)
-                grad = grad.baddbmm_(shared, k_P)
-                shared_k.append(shared.transpose(-1, -2) @ q)
+                grad += _times(shared, k_P)
+                shared_k.append(_summed(shared, q))
             grads_q.append(grad)
         grad_q = _joined(grads_q).index_select(1, ctx.layout.unfolded(H // K, N)).mul_(ctx.scale)
         M = ctx.shapes[1][1]
@@ -106,7 +108,7 @@ def _weights(group: Group, q_KMd: Tensor, k_BSd: Tensor, k_KPd: Tensor, window: 
     (K, P, d), B = k_KPd.shape, group.query_BL.shape[0]
     score = q_KMd.view(K * B, -1, d) @ k_BSd.transpose(-1, -2)
     if P:
-        score = torch.cat([(q_KMd @ k_KPd.transpose(-1, -2)).view(K * B, -1, P), score], -1)
+        score = torch.cat([_times(q_KMd, k_KPd.transpose(-1, -2)).reshape(K * B, -1, P), score], -1)
     hidden_BLT = group.hidden(window)
     score.view(K, B, -1, *hidden_BLT.shape[1:]).masked_fill_(hidden_BLT[None, :, None], float("-inf"))
     return torch.softmax(at_least_float32(score), -1).to(q_KMd.dtype)
@@ -116,3 +118,13 @@ def _shared(weight_BRT: Tensor, k_KPd: Tensor) -> Tensor:
     """The columns of the shared keys as (K, B * R, P)."""
     K, P, _ = k_KPd.shape
     return weight_BRT[..., :P].reshape(K, -1, P)
+
+
+def _times(x_KRa: Tensor, y_Kab: Tensor) -> Tensor:
+    """x y, of queries that are as many as they happen to be."""
+    return (filled(x_KRa) @ y_Kab)[:, : x_KRa.shape[1]]
+
+
+def _summed(x_KRa: Tensor, y_KRb: Tensor) -> Tensor:
+    """xᵀ y, over these."""
+    return filled(x_KRa).transpose(-1, -2) @ filled(y_KRb)

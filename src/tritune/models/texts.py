@@ -8,6 +8,7 @@ numbers. Knows no model: how the numbers are computed is passed in. Shapes: M to
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from tritune.models.base import Batch, Span
 from tritune.text.pack import shared_beginning
 
 #: tokens that are computed at once
-GROUP_TOKENS = 2048
+GROUP_TOKENS = 1024
 
 Ids = tuple[int, ...]
 #: texts, each from its first token on, and what of their answers goes through the base behind them
@@ -78,7 +79,9 @@ class TextCache:
                 at += piece.length
         if unknown:
             parts = self._computed(batch, sorted(unknown)) | parts
-        return torch.cat([parts[i] for i in range(len(spans))], self._dim)
+        found = torch.cat([parts[i] for i in range(len(spans))], self._dim)
+        self._file.let_go()
+        return found
 
     def knows(self, batch: Batch) -> bool:
         """Whether any of its rows is known."""
@@ -121,7 +124,7 @@ class TextCache:
             if group.file_start is None:
                 group.whole = computed.contiguous()
             else:
-                room = self._file[group.file_start : group.file_start + computed.numel()]
+                room = self._file.numbers[group.file_start : group.file_start + computed.numel()]
                 group.whole = room.view(computed.shape).copy_(computed)
         return group.whole
 
@@ -183,9 +186,28 @@ class TextCache:
         return rows
 
     @cached_property
-    def _file(self) -> Tensor:
+    def _file(self) -> _MappedFile:
         tokens = sum(self._tokens(t) for g in self._groups if g.file_start is not None for t in g.texts)
-        return torch.from_file(str(self._path), shared=True, size=self._numbers * tokens, dtype=self._dtype)
+        return _MappedFile(self._path, self._numbers * tokens, self._dtype)
+
+
+class _MappedFile:
+    """A file of so many numbers, of which only those are in memory that were read since it was last let go."""
+
+    def __init__(self, path: Path, n: int, dtype: torch.dtype) -> None:
+        self._map: mmap.mmap | None = None
+        self.numbers = torch.empty(0, dtype=dtype)
+        if n == 0:
+            return
+        with path.open("w+b") as file:
+            file.truncate(n * dtype.itemsize)
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.numbers = torch.frombuffer(self._map, dtype=dtype)
+
+    def let_go(self) -> None:
+        """Its pages are the system's own from here on; what was written is kept. (Windows has no such call.)"""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _line(tokens: Sequence[int], spans: Sequence[Span], i: int) -> Ids:

@@ -16,6 +16,7 @@ from tritune.models.base import BARE, Batch, Span
 from tritune.models.layout import SLACK_SHARE, SLACK_TOKENS, Layout, build
 from tritune.models.past import Given
 from tritune.models.pieces import text_batch
+from tritune.models.round_numbers import missing
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,28 @@ def test_each_slot_sees_its_own_virtual_segment_only(data: st.DataObject) -> Non
     assert layout.slot_N is not None
     wanted = [0] * 3 + [2] * 5 + [slot for span, slot in zip(spans, slots, strict=True) for _ in range(span.length)]
     assert layout.slot_N.tolist() == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(spans=forests(), virtual=st.sampled_from((0, 3, 20)), window=st.one_of(st.none(), st.integers(1, 50)))
+def test_a_round_number_of_tokens_changes_nothing_for_those_that_are_read(
+    spans: tuple[Span, ...], virtual: int, window: int | None
+) -> None:
+    front = {None: virtual} if virtual else {}
+    plain, round_ = (build(batch_of(spans), front, CPU, round_number=wanted) for wanted in (False, True))
+    n = len(plain.positions_N)
+    assert len(round_.positions_N) == n + round_.n_filling
+    assert missing(len(round_.positions_N)) == 0
+    assert round_.positions_N[:n].tolist() == plain.positions_N.tolist()
+    assert round_.asked.tolist() == plain.asked.tolist()
+    assert relation(round_, window)[:n] == relation(plain, window)
+    assert len(round_.groups) <= len(plain.groups) + 2
+
+
+def test_round_numbers_are_few_and_near() -> None:
+    numbers = [n + missing(n) for n in range(1, 4097)]
+    assert all(missing(n) < max(8, n / 16) for n in range(1, 4097))
+    assert len({n for n in numbers if 1024 <= n < 2048}) == 16
 
 
 # --- virtual tokens behind texts, and keys that are given ---
