@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                       the short form: short rows, best-tuned and default peer
     python -m benchmarks.training --data long --roles ours best default trl trl-tuned
+    python -m benchmarks.training --equal-steps         as many steps as the best peer takes, instead of large ones
     python -m benchmarks.training --same-batches --roles ours best --turns 10      equal learning, step by step
 
 One JSON line per side and turn; the last line is the summary. Sides take turns (A B C, C B A, ...), each in its own process.
@@ -49,11 +50,7 @@ def specs(
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
-        cut = (
-            ours(options.batch_tokens or batch_tokens(name, lengths))
-            if options.same_batches and setup.loop == "own"
-            else setup
-        )
+        cut = ours(options.batch_tokens) if options.same_batches and setup.loop == "own" else setup
         first, *timed = batches(dealt, lengths, cut, seed=0)
         again = subject.again and setup.library == "tritune"
         found[role] = Spec(
@@ -136,9 +133,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
     )
-    parser.add_argument(
-        "--batch-tokens", type=int, help="tokens of one of tritune's steps, about (as many as the best peer takes)"
-    )
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
+    parser.add_argument("--equal-steps", action="store_true", help="steps of tritune's as large as the best peer's")
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
@@ -162,7 +158,7 @@ def measure(
     Raises:
         RunFailed: a side ended badly.
     """
-    tokens = options.batch_tokens or batch_tokens(name, [row.tokens for row in rows])
+    tokens = batch_tokens(name, [row.tokens for row in rows]) if options.equal_steps else options.batch_tokens
     setups = roles(name, options.roles, tokens)
     planned = specs(name, setups, rows, rows_file, options)
     outcomes = in_turn(planned, threads=options.threads)
