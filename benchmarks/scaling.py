@@ -125,10 +125,11 @@ def many_rows(value: int, folder: Path) -> dict[str, Any]:
 
 
 def at_once(value: int, rows_file: Path) -> dict[str, Any]:
-    """Eight adaptations, `value` tokens each in a step."""
-    rows = synthetic((several.TURNS + 2) * several.STEPS * value // 32, 32, VOCABULARY)
+    """Eight adaptations, `value` tokens each in a step; two steps a run where these are large."""
+    steps = several.STEPS if value <= several.TOKENS else 2
+    rows = synthetic((several.TURNS + 2) * steps * value // 32, 32, VOCABULARY)
     write_rows(rows, rows_file)
-    outcomes = several.measure(locate(BASE).folder, rows, rows_file, tokens=value)
+    outcomes = several.measure(locate(BASE).folder, rows, rows_file, tokens=value, steps=steps)
     sides = {side: asdict(outcome) for side, outcome in outcomes.items()}
     peak = outcomes[several.TOGETHER].peak_bytes
     return {"what": "several", "value": value, **several.ratios(outcomes), "peak_bytes": peak, "sides": sides}
