@@ -9,8 +9,9 @@ from tests.laws.conftest import training_rows
 from tests.oracles import base_of
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
-from tritune.methods.full import METHOD, Full
+from tritune.methods.full import METHOD, Full, somewhere_in_rounding
 from tritune.models.load import Base
+from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.train.loop import train
 
@@ -138,3 +139,37 @@ def test_micro_batches_take_the_penalty_once() -> None:
         results.append(delta.export())
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-3, atol=1e-5)
+
+
+# --- bf16 ---
+
+
+def test_masters_of_a_bf16_base_are_its_weights_and_move_as_far_as_they_are_moved() -> None:
+    """On average: one that stands in the middle of what rounds to it moves only after half the distance of two numbers."""
+    base = tiny_base("llama-tied", dtype=torch.bfloat16)
+    own = {name: p.detach().clone() for name, p in base.parameters().items()}
+    delta = METHOD.init(Full(), base, torch.Generator().manual_seed(1))
+    assert {name: w.dtype for name, w in delta.weights().items()} == dict.fromkeys(own, torch.bfloat16)
+    assert all(torch.equal(w, own[name]) for name, w in delta.weights().items())
+    step, moved, n = 2e-4, 0.0, 0
+    for name, master in delta.trainable().items():
+        there = (master.detach() + step).to(torch.bfloat16).double() - own[name].double()
+        moved, n = moved + float(there.sum()), n + there.numel()
+    assert moved / n == pytest.approx(step, rel=0.1)
+
+
+def test_masters_depend_on_the_seed_alone() -> None:
+    base = tiny_base("llama-tied", dtype=torch.bfloat16)
+    a, b, c = (METHOD.init(Full(), base, torch.Generator().manual_seed(seed)).state() for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_zero_and_the_ends_of_bf16_stay_what_they_round_to() -> None:
+    ends = torch.tensor(
+        [0.0, -0.0, 1.0, -1.0, 2.0**-133, -(2.0**-126), torch.finfo(torch.bfloat16).max], dtype=torch.bfloat16
+    )
+    for seed in range(20):
+        master = ends.float()
+        somewhere_in_rounding(master, torch.Generator().manual_seed(seed))
+        assert torch.equal(master.to(torch.bfloat16), ends)
