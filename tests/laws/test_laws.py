@@ -322,13 +322,13 @@ def test_micro_batches_do_not_change_the_step(case: Case) -> None:
         torch.testing.assert_close(gradient, results[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_round_number_of_tokens_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_number_of_tokens_changes_nothing(case: Case) -> None:
     """What a base computes beside the rows, where it wants few different numbers of them, reaches nobody."""
     results = []
     for wanted in (False, True):
-        monkeypatch.setattr(round_numbers, "wanted", lambda *_, wanted=wanted: wanted)
         delta = case.moved().eval()
-        with case.base.bind(delta):
+        with pytest.MonkeyPatch.context() as patch, case.base.bind(delta):
+            patch.setattr(round_numbers, "wanted", lambda *_, wanted=wanted: wanted)
             loss = batch_loss(case.base, training_batch(training_rows()))
             loss.backward()
         results.append({"loss": loss.detach()} | {n: p.grad for n, p in delta.trainable().items()})

@@ -166,10 +166,8 @@ def build(
         varlen: also as the kernel of a GPU wants it; None: where there is one.
     """
     pieces = pieces_of(batch, front, behind, deep, texts_given)
-    n_front, n_behind = (
-        sum(front.values()),
-        sum(rows * behind[slot] for slot, rows in rows_behind(batch, behind).items()),
-    )
+    n_front = sum(front.values())
+    n_behind = sum(rows * behind[slot] for slot, rows in rows_behind(batch, behind).items())
     n_filling = missing(sum(piece.length for piece in pieces if not piece.given)) if round_number else 0
     if n_filling:
         pieces += filling(pieces, n_filling, n_front + len(batch.tokens_N) + n_behind)
