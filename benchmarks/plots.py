@@ -1,7 +1,7 @@
 """The plots of docs/performance.md, from what was measured: `python -m benchmarks.plots`.
 
-Reads results/training.jsonl and results/scaling.jsonl, writes docs/plots/*.svg; the same results give the same bytes. Knows
-no torch and measures nothing.
+Reads results/training.jsonl, scaling.jsonl and scaling-sizes.jsonl, writes docs/plots/*.svg; the same results give the same
+bytes. Knows no torch and measures nothing.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def drawn() -> Iterator[tuple[str, Figure]]:
     if (RESULTS / "training.jsonl").exists():
         yield "training", training(lines("training"))
     if (RESULTS / "scaling.jsonl").exists():
-        found = lines("scaling")
+        found = [*lines("scaling"), *lines("scaling-sizes")]
         yield "scaling", scaling(found)
         if any(line["what"] == "rows" for line in found):
             yield "rows", rows(found)
