@@ -134,10 +134,11 @@ def arguments() -> argparse.Namespace:
         "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
     )
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
-    parser.add_argument("--equal-steps", action="store_true", help="steps of tritune's as large as the best peer's")
+    cuts = parser.add_mutually_exclusive_group()
+    cuts.add_argument("--equal-steps", action="store_true", help="steps of tritune's as large as the best peer's")
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
+    cuts.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/training.jsonl)")
     options = parser.parse_args()
     options.rows = options.rows or rows_of_a_turn()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from tritune import allocator
 
 PROGRAM = """
 import resource, sys, torch
@@ -33,3 +36,14 @@ def test_freed_memory_is_kept() -> None:
     if kept == "none":
         pytest.skip("this C library has no such setting")
     assert int(kept) * 10 < int(faults("as it is"))
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: True)  # of this very process otherwise
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    allocator.settle()
+    assert int(os.environ[name]) < 1024
+    monkeypatch.setenv(name, "7")
+    allocator.settle()
+    assert os.environ[name] == "7"
