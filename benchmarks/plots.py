@@ -78,16 +78,17 @@ def scaling(found: list[dict[str, Any]]) -> Figure:
     for axes, (what, (words, quantity)) in zip(panels, here.items(), strict=True):
         points = [line for line in found if line["what"] == what]
         x = [line["value"] for line in points]
-        axes.plot(x, [line[quantity] for line in points], "o-", color=COLOURS[0])
-        axes.set_ylim(bottom=0)
+        speed, peak = [line[quantity] for line in points], [line["peak_bytes"] / 2**30 for line in points]
+        axes.plot(x, speed, "o-", color=COLOURS[0])
+        axes.set_ylim(0, 1.1 * max(speed))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(x, [f"{value:,}" for value in x], fontsize=8)
+        axes.set_xticks(x, [str(value) for value in x], fontsize=7)
         axes.minorticks_off()
         axes.set_xlabel(words)
         axes.set_ylabel(quantity.replace("_", " "), color=COLOURS[0])
         memory = axes.twinx()
-        memory.plot(x, [line["peak_bytes"] / 2**30 for line in points], "s--", color=COLOURS[1], markersize=4)
-        memory.set_ylim(bottom=0)
+        memory.plot(x, peak, "s--", color=COLOURS[1], markersize=4)
+        memory.set_ylim(0, 1.1 * max(peak))
         memory.grid(visible=False)
         memory.set_ylabel("peak, GiB", color=COLOURS[1])
     return figure
