@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tritune.models.base import BARE, Batch, Span
+from tritune.models.group import NEVER, Group
 from tritune.models.past import Past
 from tritune.models.pieces import Lengths, Piece, asked_of, filling, in_key_order, pieces_of, rows_behind
 from tritune.models.round_numbers import missing
@@ -26,58 +27,6 @@ from tritune.models.varlen import Rows, rows_of
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
-#: the position of a key that is padding: ahead of every query
-NEVER = torch.iinfo(torch.long).max // 2
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Spans of similar size, to be attended in one batched product.
-
-    Keys of parents that all members have in common stand in `shared_P` once, and are never copied per span. Padding
-    repeats a span's last token as query and is masked as key; `kept` says which of the B * L queries are real.
-    """
-
-    query_BL: Tensor
-    shared_P: Tensor
-    key_BS: Tensor
-    query_position_BL: Tensor
-    key_position_BT: Tensor  # shared keys, then the others (T = P + S); beyond every query where a key is padding
-    kept: Tensor | None  # None: no padding
-    causal: (
-        bool  # nothing is hidden but what lies ahead: query i of a span sees the shared keys and the first i + 1 others
-    )
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
-    foldings: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-
-    def folded(self, heads: int, n: int) -> tuple[Tensor, Tensor | None]:
-        """Where the queries of `heads` heads stand in (heads * n, d), head by head: an index (B * heads * L), and which
-        entries of it are padding (None: none)."""
-        if (heads, n) not in self.foldings:
-            B, L = self.query_BL.shape
-            first_h = torch.arange(heads, device=self.query_BL.device) * n
-            index = (first_h[None, :, None] + self.query_BL[:, None]).flatten()
-            padding = None
-            if self.kept is not None:
-                real = torch.zeros(B * L, dtype=torch.bool, device=index.device).index_fill(0, self.kept, True)
-                padding = (~real.view(B, 1, L).expand(-1, heads, -1)).flatten().nonzero()[:, 0]
-            self.foldings[heads, n] = index, padding
-        return self.foldings[heads, n]
-
-    @property
-    def real_BS(self) -> Tensor:
-        """Which of `key_BS` are keys, not padding."""
-        return self.key_position_BT[:, len(self.shared_P) :] < NEVER
-
-    def hidden(self, window: int | None) -> Tensor:
-        """(B, L, T) true where a query may not see a key: ahead of it or, with a window, `window` or more behind."""
-        if window not in self.masks:
-            distance = self.query_position_BL[:, :, None] - self.key_position_BT[:, None, :]
-            hidden = distance < 0
-            if window is not None:
-                hidden |= distance >= window
-            self.masks[window] = hidden
-        return self.masks[window]
 
 
 @dataclass(frozen=True)
@@ -114,13 +63,12 @@ class Layout:
         if (heads, n) not in self.places:
             place = self.back_N.new_empty(heads * n)
             at = 0
-            for group in self.groups:
-                index, padding = group.folded(heads, n)
-                real = torch.ones_like(index, dtype=torch.bool)
-                if padding is not None:
-                    real[padding] = False
-                place[index[real]] = at + real.nonzero()[:, 0]
-                at += len(index)
+            for folded in (tile for group in self.groups for tile in group.folded(heads, n)):
+                real = torch.ones_like(folded.index, dtype=torch.bool)
+                if folded.padding is not None:
+                    real[folded.padding] = False
+                place[folded.index[real]] = at + real.nonzero()[:, 0]
+                at += len(folded.index)
             self.places[heads, n] = place
         return self.places[heads, n]
 
@@ -132,13 +80,13 @@ class Layout:
             for of in (attrgetter("key_BS"), attrgetter("real_BS"))
         )
         places = real.nonzero()[:, 0]
-        own = keys[places]
-        return ReadOnce(own, places) if len(torch.unique(own)) == len(own) else None
+        own, order = keys[places].sort()
+        return ReadOnce(own, places[order]) if len(torch.unique(own)) == len(own) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOnce:
-    """Keys, and where each stands among the groups' `key_BS`, one behind the other."""
+    """Keys in their order, and where each stands among the groups' `key_BS`, one behind the other."""
 
     keys: Tensor
     places: Tensor
@@ -184,7 +132,7 @@ def build(
     groups, order = [], []
     for members in _grouped(spans, past, computed):
         group = _group(spans, members, positions, n_given)
-        groups.append(_to(group, device))
+        groups.append(group.to(device))
         queries = group.query_BL.flatten()
         order.append(queries if group.kept is None else queries[group.kept])
     slot_N = None
@@ -270,8 +218,7 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n
     key_position_BT = torch.cat([positions_M[shared_P].expand(len(members), -1), key_position_BS], 1)
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-    causal = all(spans[i].parents == common for i in members)
-    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept, causal)
+    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept)
 
 
 def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -288,15 +235,3 @@ def _tokens(spans: Sequence[Span], indexes: Sequence[int]) -> Tensor:
 
 def _ramp(span: Span, L: int) -> Tensor:
     return span.start + torch.arange(L).clamp(max=span.length - 1)
-
-
-def _to(group: Group, device: torch.device) -> Group:
-    return Group(
-        group.query_BL.to(device),
-        group.shared_P.to(device),
-        group.key_BS.to(device),
-        group.query_position_BL.to(device),
-        group.key_position_BT.to(device),
-        None if group.kept is None else group.kept.to(device),
-        group.causal,
-    )

@@ -1,4 +1,4 @@
-"""The one attention function against attention written out query by query: both of its ways, and what it refuses."""
+"""The one attention function against attention written out query by query: in tiles of any size, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests import oracles
 from tritune.errors import UnsupportedBase
-from tritune.models import attention
+from tritune.models import group, tiles
 from tritune.models.attention import packed_attention
 from tritune.models.base import Batch, Span
 from tritune.models.layout import Layout, build
@@ -29,7 +29,14 @@ SPANS = (
     Span(42, 14),
 )
 N = 56
-WAYS = {"plain": 10**9, "fused": 0}
+#: queries of a tile, and over how many keys weights are kept for the backward
+WAYS = {"one tile, kept": (64, 384), "tiles of 4, kept": (4, 384), "tiles of 3, some made again": (3, 9)}
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    queries, kept_up_to = WAYS[way]
+    monkeypatch.setattr(group, "QUERIES", queries)
+    monkeypatch.setattr(tiles, "KEPT_UP_TO", kept_up_to)
 
 
 def tensors(H: int, K: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,31 +54,36 @@ def packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, **options: Any) -> T
     return out[0]
 
 
+def fresh_layout() -> Layout:
+    return build(Batch(torch.arange(N), SPANS), {}, torch.device("cpu"))
+
+
 @pytest.fixture
 def layout() -> Layout:
-    return build(Batch(torch.arange(N), SPANS), {}, torch.device("cpu"))
+    return fresh_layout()
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
 @pytest.mark.parametrize("window", [None, 1, 6, 15])
+@pytest.mark.parametrize("softcap", [None, 0.8])
 def test_it_is_attention_query_by_query(
-    monkeypatch: pytest.MonkeyPatch, layout: Layout, heads: tuple[int, int], window: int | None
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], window: int | None, softcap: float | None
 ) -> None:
     q, k, v = tensors(*heads, d=5)
-    want = oracles.attention(q, k, v, oracles.visible(SPANS, window), scale=0.3)
+    want = oracles.attention(q, k, v, oracles.visible(SPANS, window), scale=0.3, softcap=softcap)
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     slopes = torch.autograd.grad((want * weight).sum(), (q, k, v))
-    for fused_from in WAYS.values():
-        monkeypatch.setattr(attention, "FUSED_FROM", fused_from)
-        got = packed(q, k, v, layout, scaling=0.3, sliding_window=window)
+    for way in WAYS:
+        cut(monkeypatch, way)
+        got = packed(q, k, v, fresh_layout(), scaling=0.3, sliding_window=window, softcap=softcap)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
         for a, b in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), slopes, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_soft_caps_are_honoured_on_both_ways(monkeypatch: pytest.MonkeyPatch, layout: Layout, way: str) -> None:
-    monkeypatch.setattr(attention, "FUSED_FROM", WAYS[way])
+def test_soft_caps_are_honoured_and_would_be_missed(monkeypatch: pytest.MonkeyPatch, layout: Layout, way: str) -> None:
+    cut(monkeypatch, way)
     q, k, v = tensors(4, 2, 5)
     seen = oracles.visible(SPANS, 9)
     got = packed(q, k, v, layout, scaling=2.0, sliding_window=9, softcap=1.5)
@@ -90,7 +102,7 @@ def test_narrow_formats_stay_close_and_never_give_nan(
     monkeypatch: pytest.MonkeyPatch, layout: Layout, way: str, dtype: torch.dtype
 ) -> None:
     """Scores of several hundred, masked keys and padded queries: still numbers, forward and backward."""
-    monkeypatch.setattr(attention, "FUSED_FROM", WAYS[way])
+    cut(monkeypatch, way)
     q, k, v = (t.detach() for t in tensors(4, 2, 8))
     narrow = [(t * s).to(dtype).requires_grad_(True) for t, s in ((q, 20.0), (k, 20.0), (v, 1.0))]
     got = packed(*narrow, layout, sliding_window=4)
@@ -103,16 +115,33 @@ def test_narrow_formats_stay_close_and_never_give_nan(
     assert all(bool(t.grad is not None and t.grad.isfinite().all()) for t in narrow)
 
 
-def test_a_long_row_takes_the_fused_way_and_answers_the_same() -> None:
-    """Without touching the threshold: one row that is longer than it, short ones beside it, one window inside."""
-    spans = (Span(0, 450), Span(450, 3), Span(453, 2, (0,)))
-    layout = build(Batch(torch.arange(455), spans), {}, torch.device("cpu"))
-    assert any(g.hidden(None)[0].numel() >= attention.FUSED_FROM for g in layout.groups)
+def test_long_rows_in_their_own_tiles_answer_the_same() -> None:
+    """Without touching any size: rows of several tiles, whose weights are kept or not, short ones beside them, one window."""
+    spans = (Span(0, 450), Span(450, 3), Span(453, 2, (0,)), Span(455, 780), Span(1235, 130))
+    n = 1365
+    layout = build(Batch(torch.arange(n), spans), {}, torch.device("cpu"))
+    assert {len(g.cuts) for g in layout.groups} == {1, 2, 6, 7}
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(455, h, 4, generator=generator, dtype=torch.float64) for h in (2, 1, 1))
-    got = packed(q, k, v, layout, sliding_window=100)
-    want = oracles.attention(q, k, v, oracles.visible(spans, 100), scale=0.5)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    q, k, v = (torch.randn(n, h, 4, generator=generator, dtype=torch.float64).requires_grad_(True) for h in (2, 1, 1))
+    for window in (None, 100):
+        want = oracles.attention(q, k, v, oracles.visible(spans, window), scale=0.5)
+        got = packed(q, k, v, layout, sliding_window=window)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        weight = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+        of_got, of_want = (torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (got, want))
+        for a, b in zip(
+            of_got, of_want, strict=True
+        ):  # over several tiles slopes of keys are added up in at least fp32
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_a_tile_computes_no_key_that_none_of_its_queries_sees() -> None:
+    layout = build(Batch(torch.arange(512), (Span(0, 512),)), {}, torch.device("cpu"))
+    (only,) = layout.groups
+    whole, near = only.tiles(None), only.tiles(40)
+    assert [(t.queries.start, t.keys.start, t.keys.stop) for t in whole] == [(i, 0, i + 64) for i in range(0, 512, 64)]
+    assert all(t.keys.stop - t.keys.start <= 64 + 39 for t in near)
+    assert all(t.hidden.shape[-1] < 64 for t in whole), "only around the diagonal is there anything to hide"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests import oracles
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
 from tests.unit.models.family_checks import CHECKS, CLOSE, LENGTHS, Prompt, each_base, prompt_of
 from tritune.errors import UnsupportedBase
-from tritune.models import attention, fast, layout, tiny
+from tritune.models import attention, fast, group, tiny
 from tritune.models.base import Batch, Segment, Span
 from tritune.models.probe import probe
 from tritune.models.sites import FAMILIES
@@ -138,12 +138,12 @@ def test_positions_that_depend_on_the_longest_row_limit_the_rows(monkeypatch: py
 # --- would these checks notice? ---
 
 
-def broken_window(self: layout.Group, window: int | None) -> Tensor:
-    return _hidden(self, None if window is None else window + 1)
+def broken_window(self: group.Group, window: int | None, queries: slice = slice(None)) -> Tensor:
+    return _hidden(self, None if window is None else window + 1, queries)
 
 
-def broken_causality(self: layout.Group, window: int | None) -> Tensor:
-    one_ahead = _hidden(self, window).roll(1, dims=2)
+def broken_causality(self: group.Group, window: int | None, queries: slice = slice(None)) -> Tensor:
+    one_ahead = _hidden(self, window, queries).roll(1, dims=2)
     one_ahead[..., 0] = False
     return one_ahead
 
@@ -155,14 +155,14 @@ def without(option: str) -> Callable[..., Any]:
     return broken
 
 
-_hidden = layout.Group.hidden
+_hidden = group.Group.hidden
 _SLIDING = ("mistral", "gemma2", "gemma3", "phi3")
 MUTATIONS: dict[str, tuple[tuple[str, ...], Callable[[pytest.MonkeyPatch], None]]] = {
-    "a window one too wide": (_SLIDING, lambda m: m.setattr(layout.Group, "hidden", broken_window)),
+    "a window one too wide": (_SLIDING, lambda m: m.setattr(group.Group, "hidden", broken_window)),
     "a window ignored": (_SLIDING, lambda m: register(m, without("sliding_window"))),
     "a soft cap ignored": (("gemma2",), lambda m: register(m, without("softcap"))),
     "the model's scaling ignored": (("opt", "gemma2", "gemma3"), lambda m: register(m, without("scaling"))),
-    "one key ahead": (tuple(CONFIGS), lambda m: m.setattr(layout.Group, "hidden", broken_causality)),
+    "one key ahead": (tuple(CONFIGS), lambda m: m.setattr(group.Group, "hidden", broken_causality)),
 }
 
 

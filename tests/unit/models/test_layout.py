@@ -334,6 +334,6 @@ def test_what_all_rows_share_is_not_copied_for_each() -> None:
 
 def test_masks_are_made_once_for_every_window() -> None:
     group = build(batch_of((Span(0, 5), Span(5, 9))), {}, CPU).groups[0]
-    assert group.hidden(None) is group.hidden(None)
-    assert group.hidden(3) is group.hidden(3)
-    assert not torch.equal(group.hidden(None), group.hidden(3))
+    assert group.tiles(None) is group.tiles(None)
+    assert group.tiles(3) is group.tiles(3)
+    assert not torch.equal(group.tiles(None)[0].hidden, group.tiles(3)[0].hidden)
