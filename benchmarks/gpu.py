@@ -32,12 +32,11 @@ from tritune.models import regions
 from tritune.models.load import Base
 from tritune.models.probe import probe
 from tritune.models.tiny import byte_tokenizer
-from tritune.run import Training
 from tritune.spec import Digests, digest
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
-from tritune.train.optim import adamw, set_rate
+from tritune.train.optim import AdamW, clipping
 
 #: layers, width, feed-forward width, heads, key heads, vocabulary, tied head: SmolLM2-135M, Llama 3.2 1B and 3B, Llama 3 8B
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
@@ -90,9 +89,8 @@ class Subject:
         made = method(self.kind)
         config = made.Config(**SUBJECTS[name].config)
         self.delta = made.init(config, base, torch.Generator().manual_seed(0)).train()
-        self.parameters = list(self.delta.trainable().values())
-        self.optimizer = adamw(dict(self.delta.trainable()), Training())
-        set_rate(self.optimizer, made.learning_rate)
+        self.optimizer = AdamW(self.delta.trainable(), rests=self.delta.rests())
+        self.learning_rate = made.learning_rate
         self.supervised = sum(len(row.target) for row in rows)
         work = flops.Work(
             lengths=[row.n_trained for row in rows],
@@ -107,9 +105,7 @@ class Subject:
         start = time.perf_counter()
         loss = batch_loss(self.base, training_batch(self.rows)) / self.supervised
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.take(self.learning_rate, clipping(self.optimizer.norm(), 1.0))
         if self.base.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start, float(loss.detach())

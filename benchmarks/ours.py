@@ -17,12 +17,11 @@ from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
 from tritune.models.load import Base, load_base
-from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.collector import old_objects_left_alone
 from tritune.train.loop import batch_loss
-from tritune.train.optim import adamw, set_rate
+from tritune.train.optim import AdamW, clipping
 
 
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
@@ -58,8 +57,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     torch.manual_seed(0)
     delta = found.init(config, base, torch.Generator().manual_seed(0))
     parameters = dict(delta.trainable())
-    optimizer = adamw(parameters, Training())
-    set_rate(optimizer, spec.learning_rate)
+    optimizer = AdamW(parameters, rests=delta.rests())
     clock.flops = _flops(spec, base, rows)
 
     texts = {row.context: (row.target[:-1],) for row in rows}
@@ -73,9 +71,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
                 chosen = [rows[i] for i in members]
                 loss = batch_loss(base, training_batch(chosen)) / sum(len(row.target) for row in chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.take(spec.learning_rate, clipping(optimizer.norm(), 1.0))
                 clock.step(loss.item())
 
     return train

@@ -43,7 +43,8 @@ class Budget(Frozen):
 
 
 class Delta(nn.Module, ABC):
-    """The learned part of one adaptation. Its parameters are kept in fp32 even where the base computes in less.
+    """The learned part of one adaptation. Its parameters are kept in fp32 even where the base computes in less; some as two
+    halves of that (`rests`).
 
     By default every parameter trains. A tensor's name is a site's key and its part ("layers.3.attn.q.A").
     """
@@ -65,6 +66,10 @@ class Delta(nn.Module, ABC):
         """Exactly what the optimizer gets."""
         return {name.replace("/", "."): p for name, p in self.named_parameters()}
 
+    def rests(self) -> Mapping[str, Tensor]:
+        """Of trained tensors that are bf16: what their fp32 masters have besides (`models/halves.py`), by name."""
+        return {}
+
     def rate_factors(self) -> Mapping[str, float]:
         """What the learning rate of a trained tensor is multiplied by; those that are not named learn at the full rate."""
         return {}
@@ -78,7 +83,7 @@ class Delta(nn.Module, ABC):
         there the gradient is that of the loss itself."""
         return nullcontext()
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Mapping[str, Tensor]:
         """Everything needed to train on: more than `export` where an encoder is thrown away afterwards."""
         return {name.replace("/", "."): tensor for name, tensor in self.state_dict().items()}
 

@@ -2,8 +2,9 @@
 arXiv:2106.10199; norms; the last layers; embeddings).
 
 The base itself stays as it is: the delta owns a copy of what moves in fp32 (the master), and the forward pass sees it in
-the base's own format. What is exported is what was computed with, so a bf16 base exports bf16. A whole base is stored as a
-plain Hugging Face folder; chosen parts are stored alone, and answer together with the base they were taken from.
+the base's own format, which is one half of a master where that is bf16 (`models/halves.py`). What is exported is what was
+computed with, so a bf16 base exports bf16. A whole base is stored as a plain Hugging Face folder; chosen parts are stored
+alone, and answer together with the base they were taken from.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method
+from tritune.models.halves import halve, halved, whole
 from tritune.models.load import Base
 from tritune.models.sites import FAMILIES
 from tritune.spec import MethodConfig, Scope, Strategy
@@ -127,24 +129,26 @@ def _steps_from_the_end(base: Base) -> dict[str, int]:
     return {name: n_layers - layers[name] if name in layers else outside[name] for name in kinds}
 
 
-class _Cast(Mapping[str, Tensor]):
-    """Weights in another format, each made when it is taken: to ask which there are costs nothing."""
+class _Masters(Mapping[str, Tensor]):
+    """fp32 weights, each made when it is taken: there are never all of them beside what they are made of."""
 
-    def __init__(self, masters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._masters, self._dtype = masters, dtype
+    def __init__(self, weights: Mapping[str, Tensor], rests: Mapping[str, Tensor]) -> None:
+        self._weights, self._rests = weights, rests
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._masters[name].to(self._dtype)
+        weight = self._weights[name].detach()
+        return whole(weight, self._rests[name]) if name in self._rests else weight
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._masters)
+        return iter(self._weights)
 
     def __len__(self) -> int:
-        return len(self._masters)
+        return len(self._weights)
 
 
 class FullDelta(Delta):
-    """A copy of every base weight that moves; gradients reach the fp32 master through the cast.
+    """A copy of every base weight that moves, in fp32; over a bf16 base in two halves, the first of which is what the base
+    computes with.
 
     Args:
         origin: the base's own weights, for the pull back to them; they are not copied.
@@ -160,15 +164,28 @@ class FullDelta(Delta):
         factors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.dtype = dtype
         self.l2_sp = l2_sp
         self._origin = dict(origin or {})
         self._factors = dict(factors or {})
+        self._rests: dict[str, Tensor] = {}
         for name, tensor in weights.items():
-            self.put(name, tensor.detach().clone())
+            self._take(name, tensor.detach(), dtype)
+
+    def _take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        if dtype is not torch.bfloat16:
+            self.put(name, tensor.clone())
+        elif tensor.dtype is torch.bfloat16:
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor.clone()))
+            self._rests[name] = torch.zeros_like(tensor, dtype=torch.int16)
+        else:
+            near, self._rests[name] = halved(tensor.float())
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(near))
+
+    def rests(self) -> Mapping[str, Tensor]:
+        return self._rests
 
     def weights(self) -> Mapping[str, Tensor]:
-        return _Cast(self.trainable(), self.dtype)
+        return self.trainable()
 
     def rate_factors(self) -> Mapping[str, float]:
         return self._factors
@@ -176,23 +193,40 @@ class FullDelta(Delta):
     def penalty(self) -> Tensor | None:
         if not self.l2_sp:
             return None
-        distances = [(p - self._origin[name].to(p.dtype)).square().sum() for name, p in self.trainable().items()]
+        distances = [self._distance(name, p).square().sum() for name, p in self.trainable().items()]
         return self.l2_sp / 2 * torch.stack(distances).sum()
+
+    def _distance(self, name: str, p: Tensor) -> Tensor:
+        """From the base; its gradient is p's."""
+        origin = self._origin[name]
+        if name not in self._rests:
+            return p - origin.to(p.dtype)
+        rest = whole(p.detach(), self._rests[name]) - p.detach().float()
+        return p.float() + rest - origin.float()
+
+    def state(self) -> Mapping[str, Tensor]:
+        return _Masters(self.trainable(), self._rests)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        super().restore({name: tensor.float() if name in self._rests else tensor for name, tensor in state.items()})
+        for name, rest in self._rests.items():
+            halve(state[name].float().clone(), self.trainable()[name].data, rest)
 
     def export(self) -> dict[str, Tensor]:
         return {name: tensor.detach().contiguous() for name, tensor in self.weights().items()}
 
+    def start_somewhere_in_rounding(self, rng: torch.Generator) -> None:
+        """Move weights that are bf16 numbers, each to a random place among the fp32 numbers that round to it.
 
-def somewhere_in_rounding(master: Tensor, rng: torch.Generator) -> None:
-    """Move fp32 numbers that are bf16 numbers, each to a random place among those that round to it.
-
-    What the base computes is the same. But numbers that stand in the middle of what rounds to them have to move by half the
-    distance of two bf16 numbers before anything changes: at 3e-5 a step, weights around 0.1 do nothing at all for eight
-    steps, and norms for sixty. From random places, as many of them cross over at once as should.
-    """
-    bits = master.view(torch.int32)  # of numbers of one sign, in their order
-    shift = torch.randint(-(2**15) + 1, 2**15, master.shape, generator=rng, dtype=torch.int32).to(master.device)
-    bits += torch.where(master == 0, torch.zeros_like(shift), shift)  # zero has no room on both sides, and needs none
+        What the base computes is the same. But numbers that stand in the middle of what rounds to them have to move by half
+        the distance of two bf16 numbers before anything changes: at 3e-5 a step, weights around 0.1 do nothing at all for
+        eight steps, and norms for sixty. From random places, as many of them cross over at once as should.
+        """
+        for name, rest in sorted(self._rests.items()):
+            drawn = torch.randint(-(2**15) + 1, 2**15, rest.shape, generator=rng, dtype=torch.int16)
+            rest.copy_(drawn).masked_fill_(
+                self.weights()[name] == 0, 0
+            )  # zero has no room on both sides, and needs none
 
 
 class FullMethod(Method[Full]):
@@ -221,9 +255,7 @@ class FullMethod(Method[Full]):
         steps = _steps_from_the_end(base)
         factors = {name: config.layer_decay ** steps[name] for name in chosen}
         delta = FullDelta(chosen, base.dtype, origin=chosen, l2_sp=config.l2_sp, factors=factors)
-        if base.dtype is torch.bfloat16:
-            for _, master in sorted(delta.trainable().items()):
-                somewhere_in_rounding(master.data, rng)
+        delta.start_somewhere_in_rounding(rng)
         return delta
 
     def shapes(self, config: Full, base: Base) -> Mapping[str, tuple[int, ...]]:

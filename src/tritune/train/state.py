@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tritune.evaluate.record import CurvePoint
 from tritune.spec import Frozen
@@ -49,17 +48,3 @@ class TrainState:
 def grouped(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies, since training goes on in the originals."""
     return {f"{name}/{key}": tensor.detach().clone() for key, tensor in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's moments by parameter name."""
-    return {f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> None:
-    for key, tensor in tensors.items():
-        name, _, moment = key.rpartition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][moment] = tensor.to(parameter.device)

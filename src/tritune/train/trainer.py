@@ -23,8 +23,8 @@ from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_in
-from tritune.train.optim import adamw, rate, set_rate
-from tritune.train.state import Best, Facts, TrainState, grouped, optimizer_tensors, restore_optimizer
+from tritune.train.optim import AdamW, clipping, rate
+from tritune.train.state import Best, Facts, TrainState, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,10 @@ class Trainer:
         self.training, self.delta, self.rows = job.training, job.delta, job.rows
         training, delta, rows, seed = job.training, job.delta, job.rows, job.seed
         self.parameters = dict(delta.trainable())
-        self.optimizer = adamw(self.parameters, training, delta.rate_factors())
+        summed = training.accumulate > 1 or delta.penalty() is not None
+        self.optimizer = AdamW(
+            self.parameters, training.weight_decay, delta.rate_factors(), delta.rests(), summed=summed
+        )
         self.total = total_steps(training, rows, seed)
         self.facts = Facts()
         self.curve: list[CurvePoint] = []
@@ -110,13 +113,12 @@ class Trainer:
         self.facts = state.facts
         self.curve = list(state.facts.curve)
         self.delta.restore(state.group("delta"))
-        restore_optimizer(self.optimizer, self.parameters, state.group("optimizer"))
+        self.optimizer.restore(state.group("optimizer"))
         self.best = {f"best/{name}": tensor for name, tensor in state.group("best").items()}
         torch.set_rng_state(state.tensors["rng"])
 
     def state(self) -> TrainState:
-        moments = optimizer_tensors(self.optimizer, self.parameters)
-        tensors = grouped("delta", self.delta.state()) | grouped("optimizer", moments) | self.best
+        tensors = grouped("delta", self.delta.state()) | grouped("optimizer", self.optimizer.state()) | self.best
         facts = self.facts.model_copy(update={"curve": tuple(self.curve)})
         return TrainState(facts, tensors | {"rng": torch.get_rng_state()})
 
@@ -164,21 +166,16 @@ class Trainer:
         penalty = self.delta.penalty()
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return self.optimizer.norm()
 
     def forget_gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
 
     def take(self, micro_batches: Sequence[Sequence[int]], loss: float, norm: float, start: float) -> Event:
         """The step itself, with the gradients that are there. `start`: since when the run's time counts."""
-        if self.training.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.training.clip, torch.tensor(norm))
         step = self.facts.step + 1
         learning_rate = rate(self.training, self.job.learning_rate, step, self.total)
-        set_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.forget_gradients()
+        self.optimizer.take(learning_rate, clipping(norm, self.training.clip))
         self.facts = self.facts.model_copy(
             update={
                 "step": step,

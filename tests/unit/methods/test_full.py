@@ -9,7 +9,7 @@ from tests.laws.conftest import training_rows
 from tests.oracles import base_of
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
-from tritune.methods.full import METHOD, Full, somewhere_in_rounding
+from tritune.methods.full import METHOD, Full, FullDelta
 from tritune.models.load import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
@@ -152,8 +152,8 @@ def test_masters_of_a_bf16_base_are_its_weights_and_move_as_far_as_they_are_move
     assert {name: w.dtype for name, w in delta.weights().items()} == dict.fromkeys(own, torch.bfloat16)
     assert all(torch.equal(w, own[name]) for name, w in delta.weights().items())
     step, moved, n = 2e-4, 0.0, 0
-    for name, master in delta.trainable().items():
-        there = (master.detach() + step).to(torch.bfloat16).double() - own[name].double()
+    for name, master in delta.state().items():
+        there = (master + step).to(torch.bfloat16).double() - own[name].double()
         moved, n = moved + float(there.sum()), n + there.numel()
     assert moved / n == pytest.approx(step, rel=0.1)
 
@@ -170,6 +170,31 @@ def test_zero_and_the_ends_of_bf16_stay_what_they_round_to() -> None:
         [0.0, -0.0, 1.0, -1.0, 2.0**-133, -(2.0**-126), torch.finfo(torch.bfloat16).max], dtype=torch.bfloat16
     )
     for seed in range(20):
-        master = ends.float()
-        somewhere_in_rounding(master, torch.Generator().manual_seed(seed))
+        delta = FullDelta({"ends": ends}, torch.bfloat16)
+        delta.start_somewhere_in_rounding(torch.Generator().manual_seed(seed))
+        master = delta.state()["ends"]
+        assert master.dtype is torch.float32
         assert torch.equal(master.to(torch.bfloat16), ends)
+        assert not torch.equal(master, ends.float())
+
+
+def test_the_pull_to_the_base_sees_what_bf16_does_not() -> None:
+    """Its value is that of the masters, and its gradient points from them to the base."""
+    base = tiny_base("llama-tied", dtype=torch.bfloat16)
+    delta = METHOD.init(Full(l2_sp=2.0), base, torch.Generator().manual_seed(1))
+    own = {name: p.detach().float() for name, p in base.parameters().items()}
+    penalty = delta.penalty()
+    assert penalty is not None
+    away = {name: master.double() - own[name].double() for name, master in delta.state().items()}
+    assert float(penalty.detach()) == pytest.approx(sum(float(d.square().sum()) for d in away.values()), rel=1e-3)
+    penalty.backward()  # type: ignore[no-untyped-call]
+    for name, p in delta.trainable().items():
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad.double(), 2.0 * away[name], rtol=1e-2, atol=1e-9)
+
+
+def test_a_state_of_masters_in_halves_is_restored_whole() -> None:
+    base = tiny_base("llama-tied", dtype=torch.bfloat16)
+    one, other = (METHOD.init(Full(), base, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    other.restore({name: t.clone() for name, t in one.state().items()})
+    assert all(torch.equal(t, other.state()[name]) for name, t in one.state().items())
