@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 Roots = Annotated[list[Path] | None, typer.Argument(help="Where to look; else runs, else here.", metavar="ROOT...")]
 SHOWN_ID = 12
+#: columns that no line needs
+ENDLESS = 1_000_000
 
 
 def list_stored(roots: Roots = None, as_json: options.AsJson = False) -> None:
@@ -37,7 +41,7 @@ def list_stored(roots: Roots = None, as_json: options.AsJson = False) -> None:
     if as_json:
         echo_json([document(stored) for stored in found])
     elif found:
-        page().print(_table(found))
+        tell(page(), [_cells(stored) for stored in found])
     else:
         complain(f"No adaptations below {', '.join(map(str, places))}. `tritune demo` makes some.")
 
@@ -58,15 +62,30 @@ def document(stored: Stored) -> dict[str, object]:
     }
 
 
-def _table(found: list[Stored]) -> Table:
+def _cells(stored: Stored) -> tuple[str, ...]:
+    manifest, known = stored.manifest, score_of(stored)
+    score = f"{known['metric']} {known['score']:.3f}" if known else "–"
+    size = units.size(stored.bytes, "en")
+    return stored.id[:SHOWN_ID], manifest.method, manifest.base.name, score, size, str(stored.folder)
+
+
+def tell(console: Console, rows: Sequence[tuple[str, ...]]) -> None:
+    """A line each, however long; on a terminal too narrow for that, the folder on a line of its own. No path is broken."""
+    table, endless = _table(rows), page(ENDLESS)
+    if not console.is_terminal:
+        endless.print(table)
+    elif endless.measure(table).maximum <= console.width:
+        console.print(table)
+    else:
+        for *facts, folder in rows:
+            console.print("  ".join(facts), style="bold", soft_wrap=True)
+            console.print(f"  {folder}", soft_wrap=True)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name, side in (("id", "left"), ("method", "left"), ("base", "left"), ("score", "right"), ("stored", "right")):
-        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=name == "id")
-    table.add_column("folder", overflow="fold")
-    for stored in found:
-        manifest, known = stored.manifest, score_of(stored)
-        score = f"{known['metric']} {known['score']:.3f}" if known else "–"
-        size = units.size(stored.bytes, "en")
-        cells = (stored.id[:SHOWN_ID], manifest.method, manifest.base.name, score, size, str(stored.folder))
+    for name in ("id", "method", "base", "score", "stored", "folder"):
+        table.add_column(name, justify="right" if name in ("score", "stored") else "left", no_wrap=True)
+    for cells in rows:
         table.add_row(*(Text(cell) for cell in cells))
     return table

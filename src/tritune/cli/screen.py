@@ -14,9 +14,10 @@ from rich.text import Text
 WIDE = 120
 
 
-def page() -> Console:
-    """Standard output, for tables and texts."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+def page(width: int | None = None) -> Console:
+    """Standard output, for tables and texts; so many columns wide, or as it is."""
+    if width is None and not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        width = WIDE
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,13 @@ import pytest
 import torch
 
 from tests.unit.store import child
+from tests.unit.store.adaptations import TENSOR, manifest, other
 from tritune.errors import Mismatch, StorageError
-from tritune.run import BaseRef, Training
-from tritune.spec import Digests, Strategy
+from tritune.run import BaseRef
+from tritune.spec import Digests
 from tritune.store import files, registry
-from tritune.store.manifest import FORMAT, Manifest, base_misfits
+from tritune.store.manifest import FORMAT, base_misfits
 from tritune.store.registry import MANIFEST, TENSORS, WHOLE_BASE, find, listing, read, save, save_as
-
-TENSOR = {"layers.0.attn.q.A": torch.arange(6.0).view(2, 3), "layers.0.attn.q.B": torch.ones(3, 2)}
-
-
-def manifest(files: Mapping[str, str], **changed: Any) -> Manifest:
-    facts: dict[str, Any] = {
-        "method": "lora",
-        "strategy": Strategy.ADAPTERS,
-        "config": {"rank": 2},
-        "base": BaseRef(name="tiny", digests=Digests(weights="w", config="c", tokenizer="t"), dtype="float32"),
-        "task": {"kind": "classification"},
-        "template": "digest",
-        "files": files,
-        "tensors": {"a": (2, 3)},
-        "training": Training(),
-        "learning_rate": 1e-3,
-        "seed": 0,
-        "steps": 5,
-    }
-    return Manifest(**{**facts, **changed})
-
-
-def other(**changed: Any) -> Callable[[Mapping[str, str]], Manifest]:
-    return lambda files: manifest(files, **changed)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
