@@ -57,9 +57,41 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_goes_on(
     straight = tritune("compare", *options, "--out", tmp_path / "straight", "--json", "--quiet")
     assert scores(done.stdout) == scores(straight.stdout)
     assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "straight").iterdir()}
-    finished = tritune(*shlex.split(told)[1:])
-    assert finished.code == 2
-    assert "earlier run" in finished.stderr
+
+
+def test_a_finished_comparison_says_so_and_shows_its_result(
+    tritune: Run, base: Path, reviews: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    plan = ["--methods", "lora", "--epochs", "1", "--rates", "1", "--shots", "0"]
+    options = ["--base", base, *reviews.options, *plan, "--out", out]
+    first = tritune("compare", *options, "--json")
+    assert first.code == 0, first.stderr
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is measured again, and no base is loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tritune.models.load.load_base", forbidden)
+        again = tritune("compare", *options, "--json")
+        assert (again.code, again.stdout) == (0, first.stdout)
+        assert "is finished" in again.stderr
+        assert str(out / "report.html") in again.stderr
+        recipe = tritune("compare", "--config", out / "run.yaml", "--out", out)
+        assert recipe.code == 0, recipe.stderr
+        assert str(out / "report.html") in recipe.stdout
+
+        other = tritune("compare", *options, "--epochs", "2", "--set", "lora.rank=3")
+        assert (other.code, other.stdout) == (2, "")
+        for part in ("another comparison", "epochs: was 1.0, is 2.0", "configs.lora.rank: was 8, is 3", "--overwrite"):
+            assert part in other.stderr
+        shorter = tmp_path / "train.csv"
+        shorter.write_text("".join(reviews.train.read_text(encoding="utf-8").splitlines(keepends=True)[:-2]))
+        rows = tritune("compare", *options, "--train", shorter)
+        assert rows.code == 2
+        assert "data.train: was" in rows.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("command", ["compare", "demo"])

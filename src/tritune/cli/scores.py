@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritune.cli.compare import RECORD
+from tritune.cli.comparison_folder import RECORD
 from tritune.cli.run_folder import METRICS
 
 if TYPE_CHECKING:

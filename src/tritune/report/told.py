@@ -51,6 +51,10 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "going on in {out}; taken over, measured before: {names}",
         "продолжение в {out}; уже измерено и взято оттуда: {names}",
     ),
+    "finished": (
+        "{out} is finished: nothing is left to measure; the report is {report}",
+        "{out}: всё измерено, делать больше нечего; отчёт — {report}",
+    ),
     "not_whole": ("{name} is not whole and will be measured again", "{name}: не всё на месте, будет измерено заново"),
     "kept": ("What was finished is in {folder}.", "Всё, что успело завершиться, лежит в {folder}."),
     "earlier": ("The earlier run is in {folder}.", "Прежний запуск лежит в {folder}."),
