@@ -20,12 +20,15 @@ from tritune.report import units
 from tritune.store import registry
 
 if TYPE_CHECKING:
-    from tritune.store.registry import Stored
+    from tritune.store.registry import Found, Stored
 
 Roots = Annotated[list[Path] | None, typer.Argument(help="Where to look; else runs, else here.", metavar="ROOT...")]
 SHOWN_ID = 12
 #: columns that no line needs
 ENDLESS = 1_000_000
+DAMAGED = "DAMAGED"
+#: what a list tells of an adaptation
+KEYS = ("id", "method", "strategy", "base", "labels", "seed", "score", "stored_bytes", "folder")
 
 
 def list_stored(roots: Roots = None, as_json: options.AsJson = False) -> None:
@@ -37,17 +40,18 @@ def list_stored(roots: Roots = None, as_json: options.AsJson = False) -> None:
     places = tuple(roots or [Path("runs") if Path("runs").is_dir() else Path()])
     absent = [Problem(str(place), "no such folder") for place in places if not place.is_dir()]
     Mismatch.check("There is nothing to list.", absent)
-    found = registry.listing(places)
+    found = registry.survey(places)
     if as_json:
-        echo_json([document(stored) for stored in found])
+        echo_json([_document(each) for each in found])
     elif found:
-        tell(page(), [_cells(stored) for stored in found])
+        tell(page(), [_cells(each) for each in found])
+        _complain(found)
     else:
         complain(f"No adaptations below {', '.join(map(str, places))}. `tritune demo` makes some.")
 
 
 def document(stored: Stored) -> dict[str, object]:
-    """What a list tells of an adaptation."""
+    """What a list tells of a whole adaptation, by `KEYS`."""
     manifest = stored.manifest
     return {
         "id": stored.id,
@@ -62,9 +66,25 @@ def document(stored: Stored) -> dict[str, object]:
     }
 
 
-def _cells(stored: Stored) -> tuple[str, ...]:
+def _document(found: Found) -> dict[str, object]:
+    known = document(found.stored) if found.stored else dict.fromkeys(KEYS) | {"folder": str(found.folder)}
+    return known | {"problems": [str(problem) for problem in found.problems]}
+
+
+def _complain(found: Sequence[Found]) -> None:
+    broken = [(each.folder, problem) for each in found for problem in each.problems]
+    lines = [f"  - {folder}, {problem}" for folder, problem in broken]
+    if lines:
+        complain("\n".join(["These are damaged. Get fresh copies, or delete the folders.", *lines]))
+
+
+def _cells(found: Found) -> tuple[str, ...]:
+    stored = found.stored
+    if stored is None:
+        return "–", DAMAGED, "–", "–", "–", str(found.folder)
     manifest, known = stored.manifest, score_of(stored)
     score = f"{known['metric']} {known['score']:.3f}" if known else "–"
+    score = DAMAGED if found.problems else score
     size = units.size(stored.bytes, "en")
     return stored.id[:SHOWN_ID], manifest.method, manifest.base.name, score, size, str(stored.folder)
 

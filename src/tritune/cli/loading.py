@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tritune.models.dtype import Dtype
     from tritune.models.load import Base
     from tritune.spec import Quantisation, Quantise
-    from tritune.store.registry import Stored
+    from tritune.store.registry import Found, Stored
 
 RUN = "run.yaml"
 
@@ -99,19 +99,24 @@ def stored_at(ref: str) -> Stored:
     """The adaptation meant: its folder, the folder of its run, or its content hash.
 
     Raises:
-        Mismatch: none, or several.
+        Mismatch: none, or several; or its manifest cannot be used.
     """
     from tritune.store import registry
 
     folder = Path(ref)
     if folder.is_dir() and not (folder / registry.MANIFEST).is_file():
-        inside = registry.listing((folder,))
+        inside = registry.survey((folder,))
         if len(inside) == 1:
-            return inside[0]
+            return registry.read(inside[0].folder)
         if inside:
-            problems = [Problem(str(each.folder), each.manifest.method) for each in inside]
+            problems = [Problem(str(each.folder), _what(each)) for each in inside]
             raise Mismatch(f"{folder} holds several adaptations.", problems, "Give one of these folders.")
+        raise Mismatch(f"There is no adaptation in {folder}.", hint="`tritune list` shows those that are there.")
     return registry.find(ref)
+
+
+def _what(found: Found) -> str:
+    return found.stored.manifest.method if found.stored else "damaged"
 
 
 def load_adaptation(

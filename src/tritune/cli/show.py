@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,8 +13,9 @@ from tritune.cli.list import document
 from tritune.cli.loading import stored_at
 from tritune.cli.scores import base_bytes_of, score_of
 from tritune.cli.screen import echo_json, page
+from tritune.errors import Mismatch
 from tritune.report import units
-from tritune.store.files import file_sha256
+from tritune.store.registry import MISSING
 
 if TYPE_CHECKING:
     from tritune.store.registry import Stored
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 def show(adaptation: options.Adaptation, as_json: options.AsJson = False) -> None:
     """Show what an adaptation is and what it belongs to: method, base, task, training, files.
 
+    Exit code 2 when a file is missing or was changed.
+
     Example:
       tritune show 4f2a9c
     """
     stored = stored_at(adaptation)
-    states = {name: _state(stored, name, wanted) for name, wanted in stored.manifest.files.items()}
+    problems = list(stored.damage())
+    broken = {problem.where: problem.what for problem in problems}
+    states = {name: _state(wanted, broken.get(name)) for name, wanted in stored.manifest.files.items()}
     if as_json:
         echo_json(document(stored) | {"files": states, "manifest": stored.manifest.model_dump(mode="json")})
-        return
+    else:
+        _print(stored, states)
+    Mismatch.check(f"{stored.folder} is damaged or was changed.", problems, "Get a fresh copy.")
+
+
+def _print(stored: Stored, states: Mapping[str, str]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -39,11 +49,10 @@ def show(adaptation: options.Adaptation, as_json: options.AsJson = False) -> Non
     page().print(table)
 
 
-def _state(stored: Stored, name: str, wanted: str) -> str:
-    path = stored.folder / name
-    if not path.is_file():
-        return "missing"
-    return f"{'intact' if file_sha256(path) == wanted else 'CHANGED since it was stored'}, sha256 {wanted}"
+def _state(wanted: str, problem: str | None) -> str:
+    if problem == MISSING:
+        return problem
+    return f"{'CHANGED since it was stored' if problem else 'intact'}, sha256 {wanted}"
 
 
 def _facts(stored: Stored) -> Iterator[tuple[str, str]]:

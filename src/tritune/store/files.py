@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
     """A JSON file.
 
     Raises:
-        Mismatch: it is missing or is no JSON.
+        Mismatch: it is missing, cannot be read, or is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -88,6 +88,9 @@ def read_json(path: Path) -> Any:
         raise Mismatch(f"{path.parent} is not complete.", [Problem(path.name, "missing")]) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Mismatch(f"{path.parent} is damaged.", [Problem(path.name, f"is no JSON: {error}")]) from None
+    except OSError as error:
+        problem = Problem(path.name, f"cannot be read: {error.strerror}")
+        raise Mismatch(f"{path.parent} cannot be used.", [problem]) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -114,9 +117,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise Mismatch(
-            f"{path.parent} is damaged.", [Problem(path.name, f"is no whole safetensors file: {error}")]
-        ) from None
+        raise Mismatch(f"{path.parent} is damaged.", [_no_whole_file(path, error)]) from None
+
+
+def check_tensors(path: Path) -> None:
+    """Whether a safetensors file is as long as its head says. The tensors are not read.
+
+    Raises:
+        Mismatch: it is cut off, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise Mismatch(f"{path.parent} is damaged.", [_no_whole_file(path, error)]) from None
+
+
+def _no_whole_file(path: Path, error: Exception) -> Problem:
+    return Problem(path.name, f"is no whole safetensors file: {error}")
 
 
 @contextmanager

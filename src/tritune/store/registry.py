@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tritune.errors import Mismatch, Problem
 from tritune.store.files import (
+    check_tensors,
     file_sha256,
     folder_bytes,
     publish,
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 TENSORS = "adaptation.safetensors"
 WHOLE_BASE = "model.safetensors"
+
+MISSING = "missing"
+#: keys by which a document is a manifest of ours, whatever else is wrong with it
+OURS = frozenset({"method", "strategy", "template", "files"})
 
 #: makes a manifest from the sha256 of every file
 Describe = Callable[[Mapping[str, str]], Manifest]
@@ -61,7 +66,7 @@ class Stored:
     def is_whole(self) -> bool:
         """Whether the folder holds exactly this."""
         try:
-            return read(self.folder).manifest == self.manifest and not any(self._changed_files())
+            return read(self.folder).manifest == self.manifest and not any(self.damage())
         except Mismatch:
             return False
 
@@ -77,7 +82,7 @@ class Stored:
 
     def contents(self) -> tuple[dict[str, Tensor], list[Problem]]:
         """The tensors as far as they can be read, and everything that is wrong with the files."""
-        problems = list(self._changed_files())
+        problems = list(self.damage())
         name = TENSORS if TENSORS in self.manifest.files else WHOLE_BASE
         try:
             return read_tensors(self.folder / name), problems
@@ -85,12 +90,31 @@ class Stored:
             known = {problem.where for problem in problems}
             return {}, [*problems, *(problem for problem in error.problems if problem.where not in known)]
 
-    def _changed_files(self) -> Iterator[Problem]:
+    def visible_damage(self) -> Iterator[Problem]:
+        """What is wrong with the files, as far as it shows without reading them through: missing or cut off."""
+        for name in self.manifest.files:
+            path = self.folder / name
+            if not path.is_file():
+                yield Problem(name, MISSING)
+            elif path.suffix == ".safetensors":
+                try:
+                    check_tensors(path)
+                except Mismatch as error:
+                    yield from error.problems
+
+    def damage(self) -> Iterator[Problem]:
+        """Files that are missing, or not those that the manifest was written with. Reads all of them."""
         for name, wanted in self.manifest.files.items():
             path = self.folder / name
             if not path.is_file():
-                yield Problem(name, "missing")
-            elif (found := file_sha256(path)) != wanted:
+                yield Problem(name, MISSING)
+                continue
+            try:
+                found = file_sha256(path)
+            except OSError as error:
+                yield Problem(name, f"cannot be read: {error.strerror}")
+                continue
+            if found != wanted:
                 yield Problem(name, f"sha256 is {found[:12]}, the manifest says {wanted[:12]}")
 
 
@@ -208,13 +232,13 @@ def find(ref: str, roots: tuple[Path, ...] = (Path("runs"), Path())) -> Stored:
     folder = Path(ref)
     if folder.is_dir() or folder.name in recover(folder.parent):
         return read(folder)
-    hits = {
-        stored.id: stored
-        for stored in listing(roots)
-        if re.fullmatch(r"[0-9a-f]{4,64}", ref) and stored.id.startswith(ref)
-    }
+    named = survey(roots) if re.fullmatch(r"[0-9a-f]{4,64}", ref) else []
+    hits = {found.stored.id: found.stored for found in named if found.stored and found.stored.id.startswith(ref)}
     if len(hits) == 1:
         return next(iter(hits.values()))
+    for found in named:
+        if not hits and found.stored is None and found.folder.name.startswith(ref[:12]):
+            return read(found.folder)  # which cannot be done, and says why
     what = "several adaptations" if hits else "no adaptation"
     raise Mismatch(
         f"'{ref}' names {what}.",
@@ -223,20 +247,51 @@ def find(ref: str, roots: tuple[Path, ...] = (Path("runs"), Path())) -> Stored:
     )
 
 
-def listing(roots: tuple[Path, ...]) -> list[Stored]:
-    """Every readable adaptation below the roots, sorted by folder. Half-written and foreign folders are passed over."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A folder that holds an adaptation, or what is left of one.
+
+    stored: None where its manifest cannot be used.
+    problems: what is wrong with it, as far as it shows without reading every byte.
+    """
+
+    folder: Path
+    stored: Stored | None
+    problems: tuple[Problem, ...]
+
+
+def survey(roots: tuple[Path, ...]) -> list[Found]:
+    """Every adaptation below the roots, damaged or not, sorted by folder. Half-written and foreign folders are left out."""
     found = []
     for folder in sorted({folder for root in roots for folder in _folders(root)}):
         try:
-            found.append(read(folder))
-        except Mismatch:
-            continue
+            stored = read(folder)
+            found.append(Found(folder, stored, tuple(stored.visible_damage())))
+        except Mismatch as error:
+            if _is_ours(folder):
+                found.append(Found(folder, None, error.problems))
     return found
 
 
+def listing(roots: tuple[Path, ...]) -> list[Stored]:
+    """Every adaptation below the roots whose manifest can be used, sorted by folder."""
+    return [found.stored for found in survey(roots) if found.stored]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder whose manifest cannot be used is an adaptation's: by the files beside it, or by its keys."""
+    if any((folder / name).is_file() for name in (TENSORS, WHOLE_BASE)):
+        return True
+    try:
+        data = read_json(folder / MANIFEST)
+    except Mismatch:
+        return False
+    return isinstance(data, dict) and data.keys() >= OURS
+
+
 def _folders(root: Path) -> Iterator[Path]:
-    """Folders with a manifest below a root; hidden ones (half-written, .venv, .git) are not entered."""
+    """Folders with a manifest or tensors of ours below a root; hidden ones (half-written, .venv, .git) are not entered."""
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner + recover(Path(folder)) if name[0] != "." and name != "node_modules"]
-        if MANIFEST in files:
+        if MANIFEST in files or TENSORS in files:
             yield Path(folder)

@@ -16,10 +16,10 @@ OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and iss
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
-    def listing(*_: object) -> None:
+    def survey(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(registry, "listing", listing)
+    monkeypatch.setattr(registry, "survey", survey)
     return CliRunner().invoke(app, ["list", "."])
 
 
