@@ -215,8 +215,8 @@ def load(
     """
     stored = registry.find(str(ref))
     manifest = stored.manifest
-    method = method_named(manifest.method)
-    config = method.Config.read(dict(manifest.config), f"{stored.folder}/manifest.json, config")
+    config = config_of(stored)
+    method = method_of(config)
     tensors, damage = stored.contents()
     form = form_of(manifest.base, quantise)
     if not isinstance(base, Base):
@@ -235,6 +235,17 @@ def load(
     facts = (manifest.training, manifest.learning_rate, manifest.seed, manifest.steps, manifest.data)
     origin = Origin(*facts, made=manifest.made)
     return Adaptation(base, task or task_from_document(manifest.task), config, tensors, origin)
+
+
+def config_of(stored: Stored) -> MethodConfig:
+    """The settings of its method.
+
+    Raises:
+        Mismatch: a method that is not in the table, or settings that it does not know.
+    """
+    kind = method_named(stored.manifest.method).Config
+    config: MethodConfig = kind.read(dict(stored.manifest.config), f"{stored.folder}/manifest.json, config")
+    return config
 
 
 def form_of(trained_on: BaseRef, quantise: Quantise | None) -> Quantisation | None:

@@ -76,7 +76,7 @@ def compare(
     """
     progress = progress or Silent()
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
-    _check(task, plan)
+    check(task, plan)
     _check_fit(base, configs)
     rows = _encoded(base, task, configs, plan)
     found = Finished.begin(out, _document(base, task, plan, configs), progress)
@@ -90,7 +90,12 @@ def compare(
     return _comparison(base, task, plan, found, command), found.results
 
 
-def _check(task: Task, plan: Plan) -> None:
+def check(task: Task, plan: Plan) -> None:
+    """What needs no base.
+
+    Raises:
+        Mismatch: rows are missing, or settings contradict each other.
+    """
     problems = [Problem(split, "no rows") for split in Split if not task.examples(split)]
     problems += [Problem(f"seed {s}", "given twice") for s in set(plan.seeds) if plan.seeds.count(s) > 1]
     if not plan.training.evaluations and len(plan.rates) > 1 and plan.training.learning_rate is None:

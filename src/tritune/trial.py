@@ -53,6 +53,18 @@ def training_rows(base: Base, task: Task, virtual: int = 0) -> TrainingRows:
     return TrainingRows(train, examples.encode(task, task.examples(Split.DEV), encoder))
 
 
+def check_rows(task: Task, training: Training) -> None:
+    """Whether there are rows to learn from and to look at.
+
+    Raises:
+        BadData: none to learn from.
+        Mismatch: none to choose the best step on, though it is to be chosen.
+    """
+    _needed(task, Split.TRAIN)
+    if training.evaluations and not task.examples(Split.DEV):
+        raise Mismatch("There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0.")
+
+
 @dataclass
 class Trial:
     """One run of one method: everything that can change its result, and where it stands.
@@ -89,10 +101,7 @@ class Trial:
             self.delta.restore({**self.delta.state(), **learned})
         rows = self.rows or training_rows(self.base, self.task, self.method.virtual_tokens(self.config))
         self._train, self._dev = rows.train, rows.dev
-        if self.training.evaluations and not self._dev.examples:
-            raise Mismatch(
-                "There are no dev rows to choose the best step on.", hint="Give some, or set evaluations to 0."
-            )
+        check_rows(self.task, self.training)
 
     def events(
         self,

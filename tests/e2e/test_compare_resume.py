@@ -73,7 +73,7 @@ def test_a_finished_comparison_says_so_and_shows_its_result(
         raise AssertionError("nothing is measured again, and no base is loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tritune.models.load.load_base", forbidden)
+        patch.setattr("tritune.models.load.locate", forbidden)
         again = tritune("compare", *options, "--json")
         assert (again.code, again.stdout) == (0, first.stdout)
         assert "is finished" in again.stderr

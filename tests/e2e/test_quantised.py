@@ -59,8 +59,8 @@ def test_a_comparison_says_at_once_what_cannot_take_part(
 ) -> None:
     done = tritune("compare", "--base", base, "--quantise", form, *reviews.options, *SHORT, "--out", tmp_path / "out")
     assert done.code == 2
-    assert "full, 21 weights: are int8 codes, which learn nothing" in done.stderr
-    assert "Those that do: ptuning,prefix,bottleneck,ia3,lora" in done.stderr
+    assert "full: moves weights that are int8 codes here, which learn nothing" in done.stderr
+    assert "Those that do: --methods ptuning,prefix,bottleneck,ia3,lora" in done.stderr
     assert not (tmp_path / "out").exists()
     some = ["--methods", "ia3", "--shots", "0", "--rates", "1", "--json"]
     done = tritune(

@@ -272,12 +272,12 @@ def test_another_base_is_refused(case: Case) -> None:
 
 
 def test_merged_equals_unmerged_or_says_why_not(case: Case) -> None:
-    delta = case.moved()
+    delta, reason = case.moved(), ""
     try:
         merged = case.method.merge(delta, case.base)
     except NotMergeable as error:
-        reason = str(error)
         merged, reason = {}, str(error)
+    assert case.method.unmergeable(case.config) in ("", reason), "without a base it says the same, or nothing"
     if not merged:
         assert "base" in reason
         return

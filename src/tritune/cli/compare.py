@@ -13,7 +13,7 @@ import typer
 from tritune.cli import comparison_folder, folders, given, options
 from tritune.cli.comparison_folder import OWN, RECORD, REPORT, TABLE, may_go_on
 from tritune.cli.language import language
-from tritune.cli.loading import RUN, load_base, load_task, require, settled
+from tritune.cli.loading import RUN, check_form, load_base, load_task, require, settled
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Interrupted, Mismatch, Problem
@@ -157,12 +157,15 @@ def run(
     going_on = may_go_on(out, overwrite=overwrite)
     task = load_task(settings, progress)
 
+    from tritune.comparison import check
     from tritune.comparison import compare as measure
     from tritune.report.compare import markdown
     from tritune.report.html import html
     from tritune.store.files import write_json, write_text
 
     plan = plan_of(settings)
+    check(task, plan)
+    check_form(plan.configs, settings.quantise)
     base = base or load_base(
         settings.base, settings.dtype, settings.device, progress, settings.quantise, compiled=settings.compiled
     )

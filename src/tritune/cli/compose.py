@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from tritune.cli import given, options
 from tritune.cli.language import language
-from tritune.cli.loading import load_adaptations, load_task, require
+from tritune.cli.loading import load_adaptations, load_task, require, stored_at
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Mismatch, Problem
@@ -18,6 +19,8 @@ from tritune.recipes.settings import Settings
 
 if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
+    from tritune.spec import MethodConfig
+    from tritune.store.registry import Stored
     from tritune.tasks.base import Task
 
 HELP = """Put finished adaptations of one base together; `tritune compose HOW --help` tells of each way.
@@ -63,11 +66,11 @@ def stack(
       tritune compose stack runs/prompt runs/lora --out runs/both
     """
     with shown(quiet=quiet) as progress:
-        parts = load_adaptations(adaptations, progress, base=base, device=device)
+        from tritune.composition import stacking
 
-        from tritune.composition.stacking import stack as stacked
-
-        _finish(stacked(parts, task=_task_of(parts, task_of)), out, as_json=as_json)
+        stored = _stored(adaptations, out, "stacked", stacking.reasons, task_of=task_of)
+        parts = load_adaptations(stored, progress, base=base, device=device)
+        _finish(stacking.stack(parts, task=_task_of(parts, task_of)), out, as_json=as_json)
 
 
 @app.command()
@@ -92,11 +95,15 @@ def merge(
     """
     numbers = None if weights is None else _numbers(weights)
     with shown(quiet=quiet) as progress:
-        parts = load_adaptations(adaptations, progress, base=base, device=device)
+        from tritune.composition import merging
 
-        from tritune.composition.merging import merge as merged
+        def reasons(configs: Sequence[MethodConfig]) -> Iterator[Problem]:
+            yield from merging.not_low_rank(configs)
+            yield from merging.wrong_options(how, len(configs), numbers, rank, density)
 
-        found = merged(
+        stored = _stored(adaptations, out, "merged", reasons, task_of=task_of)
+        parts = load_adaptations(stored, progress, base=base, device=device)
+        found = merging.merge(
             parts,
             how,  # type: ignore[arg-type]  # checked there, with everything else
             weights=numbers,
@@ -147,21 +154,47 @@ def fuse(
     settings = given.settings(Settings, {name: v for name, v in ctx.params.items() if name != "base"})
     require(settings, "train")
     with shown(quiet=quiet, lang=language(lang)) as progress:
-        task = load_task(settings, progress)
-        parts = load_adaptations(adaptations, progress, base=base, device=device)
-
         from tritune.composition.fusing import fuse as fused
+        from tritune.methods.fusion import why_not
+        from tritune.trial import check_rows
 
+        stored = _stored(adaptations, out, "fused", why_not, own_task=True)
+        task = load_task(settings, progress)
+        check_rows(task, settings.training())
+        parts = load_adaptations(stored, progress, base=base, device=device)
         done = fused(parts, task, value=not no_value, training=settings.training(), seed=seed, progress=progress)
         _finish(done, out, as_json=as_json)
 
 
-def _task_of(parts: list[Adaptation], number: int | None) -> Task | None:
-    if number is None:
-        return None
-    fits = () if number <= len(parts) else [Problem("--task-of", f"{number}, but there are {len(parts)} adaptations")]
+def _stored(
+    refs: Sequence[str],
+    out: Path,
+    way: str,
+    reasons: Callable[[Sequence[MethodConfig]], Iterable[Problem]],
+    *,
+    task_of: int | None = None,
+    own_task: bool = False,
+) -> list[Stored]:
+    """The adaptations meant, with everything checked that needs no base.
+
+    Raises:
+        Mismatch: with every reason why they cannot be put together so; or the place is taken.
+        StorageError: nothing may be written there.
+    """
+    from tritune.composition.parts import check_stored
+    from tritune.store.registry import check_place
+
+    check_place(out)
+    number = task_of or 1
+    fits = () if number <= len(refs) else [Problem("--task-of", f"{number}, but there are {len(refs)} adaptations")]
     Mismatch.check("There is no such adaptation.", fits)
-    return parts[number - 1].task
+    every = [stored_at(ref) for ref in refs]
+    check_stored(way, every, reasons, task_named=own_task or task_of is not None)
+    return every
+
+
+def _task_of(parts: list[Adaptation], number: int | None) -> Task | None:
+    return None if number is None else parts[number - 1].task
 
 
 def _numbers(text: str) -> list[float]:

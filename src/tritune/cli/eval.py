@@ -13,6 +13,7 @@ from tritune.cli.language import language
 from tritune.cli.loading import load_adaptation, stored_at
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
+from tritune.store.files import check_writable
 from tritune.tasks.classification import Classification
 from tritune.tasks.stored import spec_from_document
 
@@ -30,7 +31,12 @@ Test = Annotated[
 Seed = Annotated[int, typer.Option("--seed", "--data-seed", help="Draws the test rows.", rich_help_panel=options.DATA)]
 Predictions = Annotated[
     Path | None,
-    typer.Option("--predictions", help="Write each row's answer here, as JSON lines.", rich_help_panel=options.OUTPUT),
+    typer.Option(
+        "--predictions",
+        help="Write each row's answer here, as JSON lines.",
+        dir_okay=False,
+        rich_help_panel=options.OUTPUT,
+    ),
 ]
 
 
@@ -61,6 +67,8 @@ def evaluate(
             spec, test=test, text=text_field, label=label_field, test_rows=test_rows, seed=seed, progress=progress.say
         )
 
+    if predictions is not None:
+        check_writable(predictions.parent)
     with shown(quiet=quiet, lang=language(lang)) as progress:
         stored = stored_at(adaptation)
         loaded = load_adaptation(stored, task, progress, base=base, device=device, quantise=options.form_now(quantise))

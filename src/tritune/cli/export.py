@@ -64,16 +64,18 @@ def export(
         spec = spec_from_document(stored.manifest.task)
         return Classification.from_spec(spec, test=test, text=text_field, label=label_field, progress=progress.say)
 
-    format_named(format)  # a slip of the finger is told before a base is loaded
+    format_named(format)  # a slip of the finger is told before anything else
     with shown(quiet=quiet) as progress:
-        loaded = load_adaptation(
-            stored_at(adaptation), task, progress, base=base, device=device, quantise=options.form_now(quantise)
-        )
+        stored = stored_at(adaptation)
+
+        from tritune.adaptation import config_of
+        from tritune.exchange import outward
+
+        outward.check(config_of(stored), format, out, reference)
+        form = options.form_now(quantise)
+        loaded = load_adaptation(stored, task, progress, base=base, device=device, quantise=form)
         progress.stage(f"export and verify {format}", 0, "")
-
-        from tritune.exchange.outward import export as write
-
-        done = write(loaded, format, out, rows=_rows(loaded) if test is not None else None, python=reference)
+        done = outward.export(loaded, format, out, rows=_rows(loaded) if test is not None else None, python=reference)
     if as_json:
         verified = document(done.verdict)
         echo_json({"folder": str(out), "format": format, "notes": done.notes, "verified": verified})

@@ -10,7 +10,7 @@ from pathlib import Path
 from tritune.errors import Mismatch, Problem
 from tritune.progress import Progress
 from tritune.report.told import told
-from tritune.store.files import saving
+from tritune.store.files import check_writable, saving
 
 
 def check_free(folder: Path, own: Collection[str], *, overwrite: bool, hint: str = "") -> None:
@@ -18,9 +18,11 @@ def check_free(folder: Path, own: Collection[str], *, overwrite: bool, hint: str
 
     Raises:
         Mismatch: an earlier run is here, or it may be replaced but other files are with it.
+        StorageError: nothing may be written here.
     """
     if folder.exists() and not folder.is_dir():
         raise Mismatch(f"{folder} is a file; nothing was written.", hint="Choose another --out.")
+    check_writable(folder)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not there & set(own):
         return

@@ -81,11 +81,13 @@ def import_(
     settings = given.settings(Settings, ctx.params)
     task = _task(settings)
     with shown(quiet=quiet) as progress:
+        from tritune.exchange.inward import check, import_folder
+        from tritune.store.registry import check_place
+
+        check_place(out)
+        check(folder, task)
         loaded = load_base(settings.base, settings.dtype, settings.device, progress, settings.quantise)
         progress.stage("import and verify", 0, "")
-
-        from tritune.exchange.inward import import_folder
-
         done = import_folder(folder, loaded, task, same_base=same_base, python=reference)
         stored = done.adaptation.save(out)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
     from tritune.models.dtype import Dtype
     from tritune.models.load import Base
-    from tritune.spec import Quantisation, Quantise
+    from tritune.spec import MethodConfig, Quantisation, Quantise
     from tritune.store.registry import Found, Stored
 
 RUN = "run.yaml"
@@ -63,6 +63,27 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
         allow_duplicates=settings.allow_duplicates,
         progress=progress.say,
     )
+
+
+def check_form(configs: Mapping[str, MethodConfig], form: Quantisation | None) -> None:
+    """Whether methods, by name, can be trained on a base in this form; what a certain base adds is asked of it later.
+
+    Raises:
+        Mismatch: names every method that cannot.
+    """
+    if form is None:
+        return
+    from tritune.methods import method_of
+
+    moving = [kind for kind, config in configs.items() if method_of(config).moves_codes(config)]
+    problems = [Problem(kind, f"moves weights that are {form} codes here, which learn nothing") for kind in moving]
+    others = ",".join(kind for kind in configs if kind not in moving)
+    hint = (
+        f"Those that do: --methods {others}"
+        if others
+        else "Leave --quantise out, or take a method that freezes the base."
+    )
+    Mismatch.check("Not every method works on a quantised base.", problems, hint)
 
 
 def load_base(
@@ -139,9 +160,12 @@ def load_adaptation(
         Unavailable: the base could not be fetched.
     """
     wanted = task(stored)  # the data's problems first: no base is needed to see them
+    problems = list(stored.visible_damage())
+    Mismatch.check(f"{stored.folder} is damaged.", problems, "Get a fresh copy.")
 
-    from tritune.adaptation import form_of, load
+    from tritune.adaptation import config_of, form_of, load
 
+    config_of(stored)
     form = form_of(stored.manifest.base, quantise)
     found = _base_for(stored, base, device, progress, form)
     if form != stored.manifest.base.quantised:
@@ -151,29 +175,17 @@ def load_adaptation(
 
 
 def load_adaptations(
-    refs: Sequence[str], progress: Progress, *, base: str | None = None, device: str | None = None
+    every: Sequence[Stored], progress: Progress, *, base: str | None = None, device: str | None = None
 ) -> list[Adaptation]:
     """Stored adaptations on the first one's base, which is loaded once.
 
     Raises:
-        Mismatch: something does not fit, of any of them; or they belong to different bases.
+        Mismatch: something does not fit, of any of them.
         Unavailable: the base could not be fetched.
     """
-    every = [stored_at(ref) for ref in refs]
-
     from tritune.adaptation import load
-    from tritune.store.manifest import base_misfits
 
-    first = every[0].manifest.base
-    misfits = [
-        Problem(f"{stored.folder}, {problem.where}", problem.what)
-        for stored in every
-        for problem in base_misfits(stored.manifest, first.name, first.digests)
-    ]
-    Mismatch.check(
-        "These adaptations belong to different bases.", misfits, f"The base here is that of {every[0].folder}."
-    )
-    found = _base_for(every[0], base, device, progress, first.quantised)
+    found = _base_for(every[0], base, device, progress, every[0].manifest.base.quantised)
     return [load(stored.folder, base=found) for stored in every]
 
 

@@ -28,8 +28,10 @@ from tritune.composition.parts import hint, origin_of, problems_of
 from tritune.errors import Mismatch, Problem
 from tritune.exchange.lora_terms import gathered
 from tritune.exchange.modules import LowRank
+from tritune.methods import method_of
 from tritune.models.base import Site
 from tritune.models.dtype import at_least_float32
+from tritune.spec import MethodConfig, Scope
 from tritune.tasks.base import Task
 
 How = Literal["linear", "svd", "ties", "dare_linear", "dare_ties"]
@@ -74,7 +76,7 @@ def merge(
     problems = [
         *problems_of(parts, task),
         *(problem for i, part in enumerate(parts, 1) for problem in _no_terms(part, f"part {i} ({part.method.kind})")),
-        *_wrong(how, len(parts), weights, rank, density),
+        *wrong_options(how, len(parts), weights, rank, density),
     ]
     Mismatch.check("These adaptations cannot be merged.", problems, hint(problems))
     chosen = list(weights or [1.0 if how in MEANS else 1 / len(parts)] * len(parts))
@@ -117,7 +119,16 @@ def _no_terms(part: Adaptation, where: str) -> Iterator[Problem]:
         yield Problem(where, f"does more at {len(more)} places than add a low-rank term ({more[0]}, ...)")
 
 
-def _wrong(
+def not_low_rank(configs: Sequence[MethodConfig]) -> Iterator[Problem]:
+    """Adaptations that are no sum of low-rank terms, as far as their settings tell: nothing is loaded yet."""
+    for i, config in enumerate(configs, 1):
+        its = method_of(config)
+        reason = "replaces weights of the base" if its.scope is Scope.BASE else its.unmergeable(config)
+        if reason:
+            yield Problem(f"part {i} ({its.kind})", reason)
+
+
+def wrong_options(
     how: str, n: int, weights: Sequence[float] | None, rank: int | None, density: float | None
 ) -> Iterator[Problem]:
     """Options that do not fit the way."""

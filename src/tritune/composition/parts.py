@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest
-from tritune.errors import Problem
-from tritune.run import Training
-from tritune.spec import differences
+from tritune.adaptation import Adaptation, Origin, base_ref, chat_digest, config_of
+from tritune.errors import Mismatch, Problem
+from tritune.run import BaseRef, Training
+from tritune.spec import MethodConfig, differences
 from tritune.store.manifest import ref_misfits
+from tritune.store.registry import Stored
 from tritune.tasks.base import Task
 
 #: what of a task decides what an answer means and what the base gets to read
@@ -20,16 +21,42 @@ MEANING = ("kind", "text_field", "labels", "label_words", "template")
 
 def problems_of(parts: Sequence[Adaptation], task: Task | None) -> list[Problem]:
     """Other bases than the first part's, and other tasks where none was named."""
-    if not parts:
+    known = [(base_ref(part.base), _meaning_of(part)) for part in parts]
+    return _problems(known, task_named=task is not None)
+
+
+def check_stored(
+    way: str,
+    every: Sequence[Stored],
+    reasons: Callable[[Sequence[MethodConfig]], Iterable[Problem]],
+    *,
+    task_named: bool,
+) -> None:
+    """What the manifests tell, before a base is loaded.
+
+    Args:
+        way: "stacked", ...
+        reasons: why adaptations of these settings cannot be put together so.
+
+    Raises:
+        Mismatch: with every reason, damaged files included.
+    """
+    damage = [Problem(f"{one.folder}, {p.where}", p.what) for one in every for p in one.visible_damage()]
+    known = [(one.manifest.base, _meaning(one.manifest.task, one.manifest.chat_template)) for one in every]
+    problems = [*_problems(known, task_named=task_named), *reasons([config_of(one) for one in every])]
+    Mismatch.check(f"These adaptations cannot be {way}.", [*damage, *problems], hint(problems))
+
+
+def _problems(known: Sequence[tuple[BaseRef, Mapping[str, object]]], *, task_named: bool) -> list[Problem]:
+    if not known:
         return [Problem("parts", "none was given")]
     found = []
-    for i, part in enumerate(parts[1:], 2):
-        misfits = ref_misfits(base_ref(parts[0].base), part.base.name, part.base.digests)
+    (first, meaning), *others = known
+    for i, (base, own) in enumerate(others, 2):
+        misfits = ref_misfits(first, base.name, base.digests)
         found += [Problem(f"part {i}, {problem.where}", problem.what) for problem in misfits]
-        if task is None:
-            found += [
-                Problem(f"part {i}, task, {p.where}", p.what) for p in differences(_meaning(parts[0]), _meaning(part))
-            ]
+        if not task_named:
+            found += [Problem(f"part {i}, task, {p.where}", p.what) for p in differences(meaning, own)]
     return found
 
 
@@ -39,9 +66,13 @@ def hint(problems: Sequence[Problem]) -> str:
     return "Say whose task is kept: --task-of 1 (in Python, task=parts[0].task)." if differ else ""
 
 
-def _meaning(part: Adaptation) -> dict[str, object]:
+def _meaning_of(part: Adaptation) -> dict[str, object]:
     document = part.task.spec.model_dump(mode="json")
-    return {name: document.get(name) for name in MEANING} | {"chat_template": chat_digest(part.base, document)}
+    return _meaning(document, chat_digest(part.base, document))
+
+
+def _meaning(task: Mapping[str, object], chat_template: str | None) -> dict[str, object]:
+    return {name: task.get(name) for name in MEANING} | {"chat_template": chat_template}
 
 
 def origin_of(how: str, parts: Sequence[Adaptation], **options: object) -> Origin:

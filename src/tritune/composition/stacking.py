@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tritune.adaptation import Adaptation
 from tritune.composition.parts import hint, origin_of, problems_of
-from tritune.errors import Mismatch
+from tritune.errors import Mismatch, Problem
 from tritune.methods.stack import Stack, of_part, why_not
 from tritune.spec import MethodConfig
 from tritune.tasks.base import Task
@@ -31,6 +31,12 @@ def stack(parts: Sequence[Adaptation], *, task: Task | None = None) -> Adaptatio
     tensors = {name: t for i, (_, own) in enumerate(flat) for name, t in of_part(i, own).items()}
     config = Stack.of(configs)
     return Adaptation(parts[0].base, task or parts[0].task, config, tensors, origin_of("stacked", parts))
+
+
+def reasons(configs: Sequence[MethodConfig]) -> list[Problem]:
+    """Every reason why adaptations of these settings cannot be stacked. Nothing is loaded yet."""
+    whole = [[part.config for part in c.parts] if isinstance(c, Stack) else [c] for c in configs]
+    return why_not([config for own in whole for config in own])
 
 
 def _members(part: Adaptation) -> list[tuple[MethodConfig, dict[str, Tensor]]]:

@@ -14,7 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from tritune.adaptation import Adaptation
-from tritune.errors import Mismatch, TrituneError
+from tritune.errors import Mismatch, NotMergeable, TrituneError
+from tritune.methods import method_of
 from tritune.models.load import Base
 from tritune.spec import MethodConfig
 
@@ -49,6 +50,15 @@ class Format(ABC):
     #: whether a whole model is written: its weights are then those that were computed with, dequantised where they were
     #: codes. Else the adaptation is for the base's own weights, which other packages load and quantise as they are told.
     whole: ClassVar[bool] = False
+
+    def check(self, config: MethodConfig) -> None:
+        """What needs no base: whether such an adaptation has a place in the format at all.
+
+        Raises:
+            Mismatch, NotMergeable: as `write`.
+        """
+        if self.whole and (reason := method_of(config).unmergeable(config)):
+            raise NotMergeable(reason)
 
     @abstractmethod
     def write(self, adaptation: Adaptation, folder: Path) -> None:

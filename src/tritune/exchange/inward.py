@@ -57,19 +57,13 @@ def import_folder(
             or the two sides answer differently.
     """
     place = Path(folder)
-    found = recognise(place)
-    note = read_sidecar(place)
+    found, note = check(place, task)
     problems = _other_base(found, place, note, base, same_base=same_base)
     try:
         incoming = found.read(place, base)
     except Mismatch as error:
         raise Mismatch(error.title, [*problems, *error.problems], error.hint) from None
     Mismatch.check(f"{place} belongs to another base.", problems)
-    if task is None and note is None:
-        raise Mismatch(
-            f"{place} does not say what its answers mean.",
-            hint="Give the task: --labels, and --label-words, --template, --text-field where they are not the defaults.",
-        )
     known = task if task is not None or note is None else task_from_document(note.task)
     assert known is not None
     origin = Origin(Training(), 0.0, 0, 0, {f"imported from {found.name}": digest(files_of(place))})
@@ -78,6 +72,21 @@ def import_folder(
     if verdict is not None and not verdict.holds:
         raise Mismatch(f"{place} answers differently here than where it comes from: {verdict}.")
     return Imported(adaptation, found.name, (*incoming.notes, *_form_notes(note, base)), verdict)
+
+
+def check(folder: Path, task: Task | None) -> tuple[Format, Sidecar | None]:
+    """The format of a folder and our note in it, if nothing that shows without a base speaks against an import.
+
+    Raises:
+        Mismatch: no known format, files that are not those of the note, or no task.
+    """
+    found, note = recognise(folder), read_sidecar(folder)
+    if task is None and note is None:
+        raise Mismatch(
+            f"{folder} does not say what its answers mean.",
+            hint="Give the task: --labels, and --label-words, --template, --text-field where they are not the defaults.",
+        )
+    return found, note
 
 
 def _form_notes(note: Sidecar | None, base: Base) -> tuple[str, ...]:

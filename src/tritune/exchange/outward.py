@@ -5,6 +5,7 @@ Knows formats and verdicts; no format by name.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import write_sidecar
 from tritune.exchange.verify import Verdict, sample_rows, verify, verify_by_ourselves
 from tritune.models.load import Base
-from tritune.store.files import publish, staging
+from tritune.spec import MethodConfig
+from tritune.store.files import check_writable, publish, staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,26 @@ class Exported:
     format: str
     verdict: Verdict
     notes: tuple[str, ...] = ()
+
+
+def check(config: MethodConfig, format: str, folder: Path, python: str | None = None) -> Format:
+    """The format, if nothing that shows without a base speaks against an export.
+
+    Args:
+        config: of the adaptation's method; the others as for `export`.
+
+    Raises:
+        Mismatch, NotMergeable, StorageError: as `export`.
+        Absent: that interpreter is not there.
+    """
+    chosen = format_named(format)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise Mismatch(f"{folder} is there already; nothing was written.", hint="Choose another --out.")
+    check_writable(folder)
+    chosen.check(config)
+    if python is not None and shutil.which(python) is None:
+        raise Absent(f"{python} cannot be started: there is no such program.")
+    return chosen
 
 
 def export(
@@ -51,9 +73,8 @@ def export(
         NotMergeable: the format holds whole bases and this method cannot become one.
         StorageError: it could not be written.
     """
-    target, chosen = Path(folder), format_named(format)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise Mismatch(f"{target} is there already; nothing was written.", hint="Choose another --out.")
+    target = Path(folder)
+    chosen = check(adaptation.config, format, target, python)
     if rows is None:
         rows = sample_rows(adaptation.base, adaptation.method.virtual_tokens(adaptation.config))
     with staging(target.absolute().parent) as made:

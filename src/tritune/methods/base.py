@@ -192,13 +192,24 @@ class Method(ABC, Generic[C]):
         """Whether a fresh delta leaves every output of the base as it is."""
         return True
 
+    def moves_codes(self, config: C) -> bool:
+        """Whether it moves, on any base, weights that a quantised base keeps as codes."""
+        return False
+
+    def unmergeable(self, config: C) -> str:
+        """Why no base at all could hold it in its own weights; "": some can."""
+        return "" if type(self).merge is not Method.merge else self._no_equal()
+
+    def _no_equal(self) -> str:
+        return f"'{self.kind}' has no equal among the base's own weights."
+
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
         """The base's parameters that change when the delta is folded into them, by name.
 
         Raises:
             NotMergeable: there are no such weights; says why.
         """
-        raise NotMergeable(f"'{self.kind}' has no equal among the base's own weights.")
+        raise NotMergeable(self._no_equal())
 
 
 def misfits(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:

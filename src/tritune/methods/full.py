@@ -246,6 +246,9 @@ class FullMethod(Method[Full]):
     def stores_base(self, config: Full) -> bool:
         return config.is_whole
 
+    def moves_codes(self, config: Full) -> bool:
+        return config.parts is None or "layers" in config.parts
+
     def budget(self, config: Full, base: Base) -> Budget:
         n = sum(p.numel() for p in config.chosen(base).values())
         return Budget(trained=n, stored=n, stored_bytes=n * base.dtype.itemsize)

@@ -25,6 +25,11 @@ from tritune.models.base import Batch, DeepSegment, Span
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
+NO_WEIGHT = (
+    "A prefix is keys and values, not weight: no change of the base's weights puts the same ones in front of every row. "
+    "Serve it as an adaptation; it costs no base of its own."
+)
+
 
 class Prefix(MethodConfig):
     """Prefix tuning (deep prompts, P-tuning v2).
@@ -151,11 +156,11 @@ class PrefixMethod(Method[Prefix]):
     def _load(self, config: Prefix, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
         return PrefixDelta(config, tensors["prefix"].to(base.device))
 
+    def unmergeable(self, config: Prefix) -> str:
+        return NO_WEIGHT
+
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
-        raise NotMergeable(
-            "A prefix is keys and values, not weight: no change of the base's weights puts the same ones in front of every "
-            "row. Serve it as an adaptation; it costs no base of its own."
-        )
+        raise NotMergeable(NO_WEIGHT)
 
 
 def _start(config: Prefix, base: Base, rng: torch.Generator) -> Tensor:

@@ -29,6 +29,11 @@ from tritune.models.base import Segment
 from tritune.models.load import Base
 from tritune.spec import MethodConfig, Strategy
 
+NO_WEIGHT = (
+    "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors beside every row's text. "
+    "Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
+)
+
 
 class PTuning(MethodConfig):
     """P-tuning.
@@ -175,11 +180,11 @@ class PTuningMethod(Method[PTuning]):
     def _load(self, config: PTuning, base: Base, tensors: Mapping[str, Tensor]) -> Delta:
         return PTuningDelta(config, tensors["prompt"].to(base.device), None)
 
+    def unmergeable(self, config: PTuning) -> str:
+        return NO_WEIGHT
+
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
-        raise NotMergeable(
-            "A p-tuned prompt is input, not weight: no change of the base's weights puts the same vectors beside every "
-            "row's text. Serve it as an adaptation; it is a few kilobytes and costs no base of its own."
-        )
+        raise NotMergeable(NO_WEIGHT)
 
 
 def new_encoder(config: PTuning, base: Base) -> PromptEncoder | None:

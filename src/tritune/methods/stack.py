@@ -282,6 +282,11 @@ class StackMethod(Method[Stack]):
     def _stacked(self, config: Stack, parts: Sequence[Delta]) -> Delta:
         return StackDelta(parts, [method_of(part.config) for part in config.parts], self.learning_rate)
 
+    def unmergeable(self, config: Stack) -> str:
+        parts = [(i, method_of(part.config), part.config) for i, part in enumerate(config.parts, 1)]
+        reasons = [(i, its.kind, its.unmergeable(own)) for i, its, own in parts]
+        return "\n".join(f"part {i} ({kind}): {reason}" for i, kind, reason in reasons if reason)
+
     def merge(self, delta: Delta, base: Base) -> dict[str, Tensor]:
         """One part after the other, each into what the ones before left."""
         assert isinstance(delta, StackDelta)

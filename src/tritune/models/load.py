@@ -46,8 +46,8 @@ from tritune.models.memory import aside, hold_in_memory, is_much
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
 from tritune.models.probe import parts_are_whole, probe
-from tritune.models.quantised import QuantisedLinear, Weights, put_quantised, resident_bytes
-from tritune.models.sites import Place, Rows, find_places, heads, is_transposed, layers_of
+from tritune.models.quantised import QuantisedLinear, Weights, check_library, put_quantised, resident_bytes
+from tritune.models.sites import Place, Rows, check_family, find_places, heads, is_transposed, layers_of
 from tritune.models.texts import TextCache, Texts
 from tritune.spec import Digests, Quantisation
 
@@ -442,11 +442,14 @@ def load_base(
     device = device_named(device)
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
-    wanted = torch_dtype(dtype or preferred(device))
-    model = _model(located, config, wanted if quantise is None else stored_dtype(located.folder))
+    check_family(config, next(iter(config.architectures or ()), located.name))
+    if quantise is not None:
+        check_library()
     tokenizer = AutoTokenizer.from_pretrained(
         located.folder, config=config, local_files_only=True, trust_remote_code=False
     )
+    wanted = torch_dtype(dtype or preferred(device))
+    model = _model(located, config, wanted if quantise is None else stored_dtype(located.folder))
     if quantise is not None:
         quantise_layers(model, quantise, wanted)
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to

@@ -187,6 +187,14 @@ def resident_bytes(model: nn.Module) -> int:
     return sum(places.values())
 
 
+def check_library() -> None:
+    """
+    Raises:
+        Unavailable: bitsandbytes is not installed.
+    """
+    _library()
+
+
 @cache
 def _library() -> Any:
     """bitsandbytes' functions.

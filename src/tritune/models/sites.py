@@ -221,20 +221,31 @@ FAMILIES: Mapping[str, Callable[[Any], Family]] = {
 }
 
 
+def check_family(config: Any, model: str) -> None:
+    """
+    Args:
+        model: what its class is called.
+
+    Raises:
+        UnsupportedBase: unknown family.
+    """
+    kind = config.model_type
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedBase(
+            f"Family '{kind}' ({model}) is unknown: no table says which of its modules are "
+            f"{', '.join(Role)}. Known families: {known}. A new one is one entry in tritune/models/sites.py."
+        )
+
+
 def find_places(model: PreTrainedModel, config: Any) -> tuple[Place, ...]:
     """Every site of a model: the embedding, the layers with their roles in the order of `Role`, the head.
 
     Raises:
         UnsupportedBase: unknown family, or a known one whose modules are not where they should be; says what was looked for.
     """
-    kind = config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedBase(
-            f"Family '{kind}' ({type(model).__name__}) is unknown: no table says which of its modules are "
-            f"{', '.join(Role)}. Known families: {known}. A new one is one entry in tritune/models/sites.py."
-        )
-    family, layers = FAMILIES[kind](config), layers_of(model, config)
+    check_family(config, type(model).__name__)
+    family, layers = FAMILIES[config.model_type](config), layers_of(model, config)
     places = [place for i, layer in enumerate(layers) for place in _layer_places(layer, i, family, config)]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return (_end(embedding, Role.EMBED, -1), *places, _end(head, Role.HEAD, len(layers)))

@@ -56,6 +56,19 @@ def _storage_error(target: Path, code: int, what: object) -> StorageError:
     return StorageError(f"Could not write {target}: {what}. {hint} Nothing saved before was touched.")
 
 
+def check_writable(target: Path) -> None:
+    """Whether something may be made at `target`, as far as it shows without making it.
+
+    Raises:
+        StorageError: a file stands where a folder has to be, or nothing may be written there.
+    """
+    place = next(place for place in (target.absolute(), *target.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise _storage_error(target, errno.ENOTDIR, f"{place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _storage_error(target, errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a text file (UTF-8) in one step."""
     with saving(path):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tritune.errors import Mismatch, Problem
 from tritune.store.files import (
     check_tensors,
+    check_writable,
     file_sha256,
     folder_bytes,
     publish,
@@ -155,15 +156,26 @@ def save_as(
     Raises:
         Mismatch: something else is there.
     """
+    check_place(folder)
+    with staging(folder.absolute().parent) as made:
+        manifest = _fill(made, describe, tensors, whole_base)
+        publish(made, folder)
+    return Stored(folder, manifest)
+
+
+def check_place(folder: Path) -> None:
+    """Whether `save_as` may write there.
+
+    Raises:
+        Mismatch: something else is there.
+        StorageError: nothing may be written there.
+    """
     Mismatch.check(
         f"{folder} exists and is not just an adaptation; nothing was written.",
         _in_the_way(folder),
         "Choose another place.",
     )
-    with staging(folder.absolute().parent) as made:
-        manifest = _fill(made, describe, tensors, whole_base)
-        publish(made, folder)
-    return Stored(folder, manifest)
+    check_writable(folder)
 
 
 def _in_the_way(folder: Path) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,15 @@ def test_a_graph_keeps_no_dequantised_matrix(form: Quantisation) -> None:
 
 
 # --- a base ---
+
+
+@pytest.mark.parametrize(("kind", "variant"), kinds_and_variants())
+def test_what_moves_codes_is_known_without_a_base(kind: str, variant: int) -> None:
+    its = method(kind)
+    config = its.variants[variant]
+    said = pytest.raises(Mismatch, match="codes, which learn nothing") if its.moves_codes(config) else nullcontext()
+    with said:
+        its.budget(config, quantised_base_of("llama", "int8"))
 
 
 @both

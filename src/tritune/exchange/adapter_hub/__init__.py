@@ -21,7 +21,9 @@ from tritune.exchange.adapter_hub.lora import LoraCodec
 from tritune.exchange.adapter_hub.older import with_older_config
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.weights import read_weights
+from tritune.methods import method_of
 from tritune.models.load import Base
+from tritune.spec import MethodConfig
 from tritune.store.files import read_json, write_json, write_tensors
 
 CONFIG = "adapter_config.json"
@@ -29,6 +31,7 @@ TENSORS = "adapter.safetensors"
 PICKLE = "pytorch_adapter.bin"
 #: version whose keys are written
 WRITTEN_FOR = "adapters.1.3.0"
+NO_PLACE = "adapter-hub's format cannot hold this adaptation."
 
 CODECS: tuple[Codec, ...] = (BottleneckCodec(), LoraCodec())
 
@@ -38,14 +41,12 @@ class AdapterHub(Format):
     reference = "adapters"
     script = "with_adapters.py"
 
+    def check(self, config: MethodConfig) -> None:
+        Mismatch.check(NO_PLACE, _method_problems(config))
+
     def write(self, adaptation: Adaptation, folder: Path) -> None:
-        codec = next((each for each in CODECS if type(adaptation.config) is each.Config), None)
-        problems = _family_problems(adaptation.base)
-        if codec is None:
-            known = ", ".join(each.Config.__name__ for each in CODECS)
-            problems.append(Problem("method", f"'{adaptation.method.kind}' has no place there; these have: {known}"))
-        Mismatch.check("adapter-hub's format cannot hold this adaptation.", problems)
-        assert codec is not None
+        Mismatch.check(NO_PLACE, [*_family_problems(adaptation.base), *_method_problems(adaptation.config)])
+        codec = next(each for each in CODECS if type(adaptation.config) is each.Config)
         config, tensors = codec.encode(adaptation)
         base = adaptation.base
         document = {
@@ -105,6 +106,13 @@ def _as_trained(document: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
 def _document(folder: Path) -> dict[str, Any]:
     found = read_json(folder / CONFIG)
     return found if isinstance(found, dict) else {}
+
+
+def _method_problems(config: MethodConfig) -> list[Problem]:
+    if any(type(config) is each.Config for each in CODECS):
+        return []
+    known = ", ".join(each.Config.__name__ for each in CODECS)
+    return [Problem("method", f"'{method_of(config).kind}' has no place there; these have: {known}")]
 
 
 def _family_problems(base: Base) -> list[Problem]:

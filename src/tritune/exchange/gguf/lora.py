@@ -18,10 +18,14 @@ from tritune.exchange.gguf.copying import copy
 from tritune.exchange.gguf.names import ARCHITECTURES, family_problems, names_of, rows_order, source_of
 from tritune.exchange.lora_terms import alpha_of, gathered, largest, plain_problems, terms_of
 from tritune.exchange.modules import LowRank, linear_modules
+from tritune.methods import method_of
 from tritune.methods.lora import LoRA
 from tritune.models.load import Base
+from tritune.spec import MethodConfig
 
 FILE = "adapter.gguf"
+NO_PLACE = "llama.cpp takes no such adapter."
+ELSEWHERE = "A whole model (merged, gguf) or PEFT's format may hold it."
 #: llama.cpp's words
 ADAPTER, KIND, ALPHA = "adapter", "lora", "adapter.lora.alpha"
 
@@ -31,19 +35,15 @@ class GgufLora(Format):
     reference = "llama_cpp"
     script = "with_llama_cpp.py"
 
+    def check(self, config: MethodConfig) -> None:
+        Mismatch.check(NO_PLACE, _method_problems(config), ELSEWHERE)
+
     def write(self, adaptation: Adaptation, folder: Path) -> None:
         from gguf import GGUFWriter
 
-        base, given = adaptation.base, adaptation.config
-        problems = family_problems(base)
-        if not isinstance(given, LoRA):
-            problems.append(Problem("method", f"'{adaptation.method.kind}' is no LoRA"))
-        else:
-            problems += plain_problems(adaptation)
-        Mismatch.check(
-            "llama.cpp takes no such adapter.", problems, "A whole model (merged, gguf) or PEFT's format may hold it."
-        )
-        assert isinstance(given, LoRA)
+        base = adaptation.base
+        method = _method_problems(adaptation.config)
+        Mismatch.check(NO_PLACE, [*family_problems(base), *(method or plain_problems(adaptation))], ELSEWHERE)
         writer = GGUFWriter(folder / FILE, ARCHITECTURES[base.config.model_type])
         writer.add_type(ADAPTER)
         writer.add_string("adapter.type", KIND)
@@ -82,6 +82,10 @@ class GgufLora(Format):
                 terms[module.sites[0][0].key] = LowRank(A_rD, B_Er[back], alpha / A_rD.shape[0])
         Mismatch.check(f"{folder} does not fit {base.name}.", [Problem(name, "no place has it") for name in tensors])
         return gathered(terms, base, stabilised=False)
+
+
+def _method_problems(config: MethodConfig) -> list[Problem]:
+    return [] if isinstance(config, LoRA) else [Problem("method", f"'{method_of(config).kind}' is no LoRA")]
 
 
 def _placed(adaptation: Adaptation) -> list[tuple[str, Tensor, LowRank]]:

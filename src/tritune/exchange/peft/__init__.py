@@ -17,7 +17,9 @@ from tritune.exchange.peft.lora import LoraCodec
 from tritune.exchange.peft.prefix import PrefixCodec
 from tritune.exchange.peft.prompt import PromptCodec
 from tritune.exchange.weights import read_weights
+from tritune.methods import method_of
 from tritune.models.load import Base
+from tritune.spec import MethodConfig
 from tritune.store.files import read_json, write_json, write_tensors
 
 CONFIG = "adapter_config.json"
@@ -32,13 +34,11 @@ class Peft(Format):
     reference = "peft"
     script = "with_peft.py"
 
+    def check(self, config: MethodConfig) -> None:
+        _codec_for(config)
+
     def write(self, adaptation: Adaptation, folder: Path) -> None:
-        codec = next((each for each in CODECS if type(adaptation.config) is each.Config), None)
-        if codec is None:
-            known = ", ".join(each.Config.__name__ for each in CODECS)
-            raise Mismatch(
-                f"PEFT's format has no place for '{adaptation.method.kind}'.", hint=f"It has one for: {known}."
-            )
+        codec = _codec_for(adaptation.config)
         config, tensors = codec.encode(adaptation)
         write_json(folder / CONFIG, dict(sorted({**common(adaptation.base), **config}.items())))
         write_tensors(folder / TENSORS, tensors)
@@ -58,6 +58,18 @@ class Peft(Format):
             known = ", ".join(name for each in CODECS for name in each.types)
             raise Mismatch(f"{folder} cannot be imported.", [Problem("peft_type", f"{kind!r}, known: {known}")])
         return codec.decode(config, read_weights(folder, TENSORS, PICKLE), base, str(folder))
+
+
+def _codec_for(config: MethodConfig) -> Codec:
+    """
+    Raises:
+        Mismatch: PEFT has no such method.
+    """
+    codec = next((each for each in CODECS if type(config) is each.Config), None)
+    if codec is None:
+        known = ", ".join(each.Config.__name__ for each in CODECS)
+        raise Mismatch(f"PEFT's format has no place for '{method_of(config).kind}'.", hint=f"It has one for: {known}.")
+    return codec
 
 
 def _config(folder: Path) -> dict[str, Any]:
