@@ -66,11 +66,14 @@ CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "one prompt too many": ("compose stack prompt prompt --out x", ("2 parts have virtual tokens there",)),
     "whose task": ("compose stack lora --task-of 2 --out x", ("there are 1 adaptations",)),
     "tasks that differ": ("compose stack lora renamed --out x", ("part 2, task, labels", "--task-of 1")),
-    "way and weights": ("compose merge lora lora --how tied --weights 1 --out x", ("'tied'; known", "1 for 2 parts")),
+    "way and weights": (
+        "compose merge lora lora --how tied --weights 1 --out x",
+        ("--how: 'tied'; known", "--weights: 1 for 2 parts"),
+    ),
     "place of a merge": ("compose merge lora lora --out taken", ("thesis.txt",)),
     "parts and density": (
         "compose merge prompt adapter broken --how ties --out x",
-        ("part 1 (ptuning)", "part 2 (bottleneck)", "ties needs it", f"{TENSORS}: missing"),
+        ("part 1 (ptuning)", "part 2 (bottleneck)", "--density: ties needs it", f"{TENSORS}: missing"),
     ),
     "no adapters": ("compose fuse lora adapter --train rows.csv --out x", ("part 1 (lora): is no bottleneck",)),
     "place of a fusion": ("compose fuse adapter adapter --train rows.csv --out taken", ("thesis.txt",)),

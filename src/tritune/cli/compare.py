@@ -243,7 +243,7 @@ def plan_of(settings: CompareSettings) -> Plan:
     problems: list[Problem] = []
     hints: list[str] = []
     for kind, config in settings.configs.items():
-        found = misfits(method(kind).Config, config, kind)
+        found = misfits(method(kind).Config, config, lambda path, kind=kind: f"'{kind}.{path}'")  # type: ignore[misc]
         problems += found
         hints += [f"Settings of {kind}: {fields_of(method(kind).Config)}."] if found else []
     Mismatch.check("These settings of methods cannot be used.", problems, "\n".join(hints))

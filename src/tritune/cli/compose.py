@@ -99,7 +99,8 @@ def merge(
 
         def reasons(configs: Sequence[MethodConfig]) -> Iterator[Problem]:
             yield from merging.not_low_rank(configs)
-            yield from merging.wrong_options(how, len(configs), numbers, rank, density)
+            for problem in merging.wrong_options(how, len(configs), numbers, rank, density):
+                yield Problem(given.option(problem.where), problem.what)
 
         stored = _stored(adaptations, out, "merged", reasons, task_of=task_of)
         parts = load_adaptations(stored, progress, base=base, device=device)

@@ -34,7 +34,13 @@ def settings(
     named = {name: value for name, value in params.items() if name in kind.model_fields and value is not None}
     typed = {name: _READERS[name](str(value)) if name in _READERS else value for name, value in named.items()}
     below = recipes.read(recipe) if recipe is not None else {}
-    return layered(kind, {**typed, **(more or {})}, below, recipe or "")
+    return layered(kind, {**typed, **(more or {})}, below, recipe or "", option)
+
+
+def option(setting: str) -> str:
+    """What a setting is called on the command line, by its path ("rates.0" is a part of --rates)."""
+    name = setting.partition(".")[0]
+    return _OPTIONS.get(name) or f"--{name.replace('_', '-')}"
 
 
 def assignments(given: Sequence[str]) -> dict[str, object]:
@@ -79,6 +85,9 @@ def _template(text: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{text[1:]} cannot be read: {error}", param_hint="--template") from None
 
+
+#: settings whose option has another name
+_OPTIONS: Mapping[str, str] = {"configs": "--set", "config": "--set", "compiled": "--compile"}
 
 _READERS: Mapping[str, Callable[[str], object]] = {
     "methods": _methods,

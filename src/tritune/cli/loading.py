@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritune.cli.given import option
 from tritune.errors import Mismatch, Problem, Unavailable
 from tritune.models.locate import PACKAGED_BASES
 from tritune.progress import Progress
@@ -34,7 +35,7 @@ def require(settings: Settings, *names: str) -> None:
     found = [name for name in names if getattr(settings, name) is None]
     if has_own_splits(settings.train):
         found = [name for name in found if name != "test"]
-    problems = [Problem(f"--{name.replace('_', '-')}", "not given") for name in found]
+    problems = [Problem(option(name), "not given") for name in found]
     Mismatch.check("Something is missing.", problems, "Give it here, or in a recipe with --config.")
 
 

@@ -14,7 +14,7 @@ from tritune.cli.stop import stop_wish
 from tritune.errors import Interrupted, Mismatch
 from tritune.progress import Progress
 from tritune.recipes import documents
-from tritune.recipes.misfits import fields_of, misfits
+from tritune.recipes.misfits import fields_of, inside, misfits
 from tritune.recipes.settings import TrainSettings
 from tritune.report.told import told
 from tritune.spec import differences
@@ -81,7 +81,11 @@ def _config(settings: TrainSettings) -> MethodConfig:
 
     kind = method(str(settings.method)).Config
     hint = f"Settings of {settings.method}, with defaults: {fields_of(kind)}."
-    Mismatch.check("These settings of the method cannot be used.", misfits(kind, settings.config, "config"), hint)
+    Mismatch.check(
+        "These settings of the method cannot be used.",
+        misfits(kind, settings.config, inside(str(settings.method))),
+        hint,
+    )
     config: MethodConfig = kind.read(dict(settings.config), "config")
     return config
 

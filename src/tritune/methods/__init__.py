@@ -55,7 +55,12 @@ def method(kind: str) -> Method[Any]:
 
 def method_of(config: MethodConfig) -> Method[Any]:
     """The method that a config belongs to."""
+    return method_with(type(config))
+
+
+def method_with(kind_of_config: type[MethodConfig]) -> Method[Any]:
+    """The method whose configs are of this class."""
     for kind in table():
-        if type(config) is method(kind).Config:
+        if kind_of_config is method(kind).Config:
             return method(kind)
-    raise Mismatch("This config belongs to no method.", [Problem(type(config).__name__, "is not in the table")])
+    raise Mismatch("This config belongs to no method.", [Problem(kind_of_config.__name__, "is not in the table")])

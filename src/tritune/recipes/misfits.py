@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -17,16 +17,26 @@ from tritune.methods import table
 from tritune.spec import Frozen
 
 UNKNOWN = "extra_forbidden"  # pydantic's name for a key that a document does not have
+NO_SETTING = "there is no such setting"
 #: pydantic puts the members of a union into an error's location
 _MEMBERS = ("str", "int", "bool", "float", "tuple[", "literal[", "function-")
 
 
-def misfits(kind: type[Frozen], data: Mapping[str, object], where: str) -> list[Problem]:
+#: what a setting is called where it was given, by its path in the document ("rates.0")
+Spelled = Callable[[str], str]
+
+
+def inside(document: str) -> Spelled:
+    """Settings of a file are called by their path in it."""
+    return lambda path: f"{document}, '{path}'"
+
+
+def misfits(kind: type[Frozen], data: Mapping[str, object], spelled: Spelled) -> list[Problem]:
     """Everything in a document that does not fit its kind."""
     try:
         kind.model_validate_json(_json(data))
     except ValidationError as error:
-        return [_problem(kind, found, where) for found in _telling(error.errors(include_url=False))]
+        return [_problem(kind, found, spelled) for found in _telling(error.errors(include_url=False))]
     return []
 
 
@@ -67,13 +77,14 @@ def _place(error: Any) -> tuple[str, ...]:
     return tuple(part for i, part in enumerate(parts) if not i or not part.startswith(_MEMBERS))
 
 
-def _problem(kind: type[Frozen], error: Any, where: str) -> Problem:
+def _problem(kind: type[Frozen], error: Any, spelled: Spelled) -> Problem:
     place = _place(error)
     *path, key = place
+    where = spelled(".".join(place))
     if error["type"] == UNKNOWN:
         known = _document_at(kind, path).model_fields
-        return Problem(f"{where}, '{'.'.join(place)}'", f"there is no such setting{nearest(key, known)}")
-    return Problem(f"{where}, '{'.'.join(place)}'", f"{error['msg']}, found {_json(error['input'])}")
+        return Problem(where, f"{NO_SETTING}{nearest(key, known)}")
+    return Problem(where, f"{error['msg']}, found {_json(error['input'])}")
 
 
 def _document_at(kind: type[Frozen], path: Iterable[str]) -> type[Frozen]:

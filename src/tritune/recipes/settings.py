@@ -14,7 +14,7 @@ from pydantic import Field
 from tritune.errors import Mismatch, Problem
 from tritune.methods import METHODS
 from tritune.packaged import SMOLLM2_135M
-from tritune.recipes.misfits import method_misfits, misfits
+from tritune.recipes.misfits import NO_SETTING, Spelled, inside, method_misfits, misfits
 from tritune.run import Training
 from tritune.spec import Quantisation
 from tritune.text.template import TemplateSpec
@@ -87,20 +87,28 @@ class CheckSettings(CompareSettings, TrainSettings):
 S = TypeVar("S", bound=Settings)
 
 
-def layered(kind: type[S], given: Mapping[str, object], recipe: Mapping[str, object] | None, where: str) -> S:
+def layered(
+    kind: type[S],
+    given: Mapping[str, object],
+    recipe: Mapping[str, object] | None,
+    where: str,
+    spelled: Spelled | None = None,
+) -> S:
     """Defaults, over them a recipe, over it what was given on the command line.
 
     Args:
         where: what to call the recipe in messages.
+        spelled: how the command line calls a setting.
 
     Raises:
         Mismatch: with everything that does not fit, in both layers.
     """
-    layers = [(recipe or {}, where), (given, "command line")]
-    problems = [problem for layer, name in layers for problem in misfits(kind, layer, name)]
-    problems += [problem for layer, name in layers for problem in _method_misfits(layer, name)]
+    layers = [(recipe or {}, inside(where)), (given, spelled or inside("command line"))]
+    problems = [problem for layer, its in layers for problem in misfits(kind, layer, its)]
+    problems += [problem for layer, its in layers for problem in _method_misfits(layer, its)]
     known = ", ".join(name for name in kind.model_fields if name not in RECORDED)
-    Mismatch.check("These settings cannot be used.", problems, f"Settings: {known}.")
+    unknown = any(problem.what.startswith(NO_SETTING) for problem in problems)
+    Mismatch.check("These settings cannot be used.", problems, f"Settings: {known}." if unknown else "")
     return kind.read(merged(recipe or {}, given), where)
 
 
@@ -113,7 +121,7 @@ def merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str
     return result
 
 
-def _method_misfits(layer: Mapping[str, object], where: str) -> list[Problem]:
+def _method_misfits(layer: Mapping[str, object], spelled: Spelled) -> list[Problem]:
     """Methods that a layer names and the table does not have."""
     named = {key: layer.get(key) for key in ("method", "methods", "configs")}
     lists = {key: (names,) if isinstance(names, str) else names for key, names in named.items()}
@@ -122,5 +130,5 @@ def _method_misfits(layer: Mapping[str, object], where: str) -> list[Problem]:
         problem
         for key, names in lists.items()
         if isinstance(names, list | tuple | Mapping)
-        for problem in method_misfits(names, f"{where}, '{key}'")
+        for problem in method_misfits(names, spelled(key))
     ]

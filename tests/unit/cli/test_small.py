@@ -15,13 +15,13 @@ from tritune.cli.screen import complain, echo_json
 from tritune.cli.stop import stop_wish
 from tritune.cli.token_view import pieces
 from tritune.errors import Mismatch
-from tritune.recipes.settings import CompareSettings
+from tritune.recipes.settings import CheckSettings, CompareSettings, Settings, TrainSettings
 
 
 @pytest.mark.parametrize("rates", ["0", "1,-1"])
 def test_a_rate_is_above_zero(rates: str) -> None:
     """At rate 0 nothing is learned, and the base's own score would stand as the method's."""
-    with pytest.raises(Mismatch, match=r"rates\.\d'.*greater than 0"):
+    with pytest.raises(Mismatch, match=r"--rates: .*greater than 0"):
         given.settings(CompareSettings, {"rates": rates})
 
 
@@ -110,3 +110,26 @@ def test_tokens_that_make_one_character_stand_together() -> None:
     ids = tokenizer("aя\n😀", add_special_tokens=False)["input_ids"]
     assert list(pieces(tokenizer, ids)) == ["a", "я×2", "⏎", "😀×4"]
     assert list(pieces(tokenizer, ids[:2])) == ["a", "�"], "half a character is shown as such"
+
+
+def test_what_was_typed_is_called_as_it_was_typed() -> None:
+    typed: dict[str, object] = {"batch_tokens": 0, "seeds": "a", "methods": "lorra", "search_share": 2.0}
+    with pytest.raises(Mismatch) as caught:
+        given.settings(CompareSettings, typed, None, {"configs": {"rola": {}}})
+    told = [problem.where for problem in caught.value.problems]
+    assert sorted(told) == ["--batch-tokens", "--methods", "--search-share", "--seeds", "--set"]
+    assert caught.value.hint == "", "a list of everything that a recipe may set helps nobody here"
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "check", "import"])
+def test_every_setting_of_a_command_has_the_option_that_messages_name(command: str) -> None:
+    import typer.main
+
+    from tritune.cli.app import app
+
+    kinds = {"compare": CompareSettings, "train": TrainSettings, "check": CheckSettings, "import": Settings}
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    known = {one.name: one.opts for one in parameters}
+    shared = known.keys() & kinds[command].model_fields.keys()
+    assert len(shared) > 5
+    assert all(given.option(name) in known[name] for name in shared)

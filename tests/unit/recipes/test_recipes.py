@@ -12,7 +12,7 @@ from tritune import recipes
 from tritune.errors import Mismatch
 from tritune.methods import METHODS, method
 from tritune.recipes import documents
-from tritune.recipes.misfits import fields_of, misfits
+from tritune.recipes.misfits import fields_of, inside, misfits
 from tritune.recipes.settings import CompareSettings, TrainSettings, layered
 
 
@@ -84,7 +84,7 @@ def test_every_problem_of_every_layer_is_named() -> None:
 @pytest.mark.parametrize("kind", METHODS)
 def test_configs_of_methods_are_checked_like_settings(kind: str) -> None:
     config = method(kind).Config
-    assert misfits(config, {}, "config") == []
-    (unknown,) = misfits(config, {"no_such_thing": 1}, "config")
-    assert "no_such_thing" in unknown.where
+    assert misfits(config, {}, inside("config")) == []
+    (unknown,) = misfits(config, {"no_such_thing": 1}, inside("config"))
+    assert unknown.where == "config, 'no_such_thing'"
     assert all(name in fields_of(config) for name in config.model_fields)

@@ -21,7 +21,7 @@ from tritune.exchange.adapter_hub.lora import LoraCodec
 from tritune.exchange.adapter_hub.older import with_older_config
 from tritune.exchange.format import Format, Incoming
 from tritune.exchange.weights import read_weights
-from tritune.methods import method_of
+from tritune.methods import method_of, method_with
 from tritune.models.load import Base
 from tritune.spec import MethodConfig
 from tritune.store.files import read_json, write_json, write_tensors
@@ -111,7 +111,7 @@ def _document(folder: Path) -> dict[str, Any]:
 def _method_problems(config: MethodConfig) -> list[Problem]:
     if any(type(config) is each.Config for each in CODECS):
         return []
-    known = ", ".join(each.Config.__name__ for each in CODECS)
+    known = ", ".join(method_with(each.Config).kind for each in CODECS)
     return [Problem("method", f"'{method_of(config).kind}' has no place there; these have: {known}")]
 
 

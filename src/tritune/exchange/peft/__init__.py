@@ -17,7 +17,7 @@ from tritune.exchange.peft.lora import LoraCodec
 from tritune.exchange.peft.prefix import PrefixCodec
 from tritune.exchange.peft.prompt import PromptCodec
 from tritune.exchange.weights import read_weights
-from tritune.methods import method_of
+from tritune.methods import method_of, method_with
 from tritune.models.load import Base
 from tritune.spec import MethodConfig
 from tritune.store.files import read_json, write_json, write_tensors
@@ -67,7 +67,7 @@ def _codec_for(config: MethodConfig) -> Codec:
     """
     codec = next((each for each in CODECS if type(config) is each.Config), None)
     if codec is None:
-        known = ", ".join(each.Config.__name__ for each in CODECS)
+        known = ", ".join(method_with(each.Config).kind for each in CODECS)
         raise Mismatch(f"PEFT's format has no place for '{method_of(config).kind}'.", hint=f"It has one for: {known}.")
     return codec
 
