@@ -26,7 +26,7 @@ from tritune.evaluate.stats import compare_pairs
 from tritune.finished import ADAPTATIONS, Finished
 from tritune.forecast import Work
 from tritune.measure import Cost, measured
-from tritune.methods import METHODS
+from tritune.methods import METHODS, not_alone
 from tritune.methods import method as method_named
 from tritune.models.load import Base
 from tritune.progress import Progress, Silent
@@ -75,6 +75,8 @@ def compare(
         Diverged: every learning rate of a method diverged.
     """
     progress = progress or Silent()
+    unsaid = [problem for kind in plan.methods if kind not in plan.configs for problem in not_alone(kind, {})]
+    Mismatch.check("A method that is made of others is not trained by its name alone.", unsaid)
     configs = {kind: plan.configs.get(kind) or method_named(kind).Config() for kind in plan.methods}
     check(task, plan)
     _check_fit(base, configs)

@@ -19,7 +19,7 @@ from tritune.evaluate import examples
 from tritune.evaluate.examples import Rows
 from tritune.evaluate.record import CurvePoint
 from tritune.methods import method as method_named
-from tritune.methods import method_of
+from tritune.methods import method_of, not_alone
 from tritune.methods.base import Delta, misfits
 from tritune.models.load import Base
 from tritune.models.texts import Ids
@@ -246,7 +246,7 @@ def adapt(
         BadData: rows that cannot be trained on.
         Diverged: a loss or gradient was not finite.
     """
-    config = method_named(method).Config.read({}, f"method '{method}'") if isinstance(method, str) else method
+    config = _named(method) if isinstance(method, str) else method
     training = training or Training()
     rate = training.learning_rate or method_of(config).learning_rate
     trial = Trial(base, task, config, training, rate, seed)
@@ -254,6 +254,17 @@ def adapt(
     name = told("train", progress.lang, method=trial.method.kind)
     follow(trial.events(), progress, name, trial.total_steps)
     return trial.adaptation()
+
+
+def _named(kind: str) -> MethodConfig:
+    """A method's defaults.
+
+    Raises:
+        Mismatch: unknown, or made of others.
+    """
+    Mismatch.check(f"'{kind}' needs more than its name.", not_alone(kind, {}))
+    config: MethodConfig = method_named(kind).Config.read({}, f"method '{kind}'")
+    return config
 
 
 def follow(events: Iterator[Event], progress: Progress, name: str, until: int) -> list[Event]:

@@ -111,3 +111,25 @@ def test_so_are_settings_and_rows(command: str, place: Path, tritune: Run, revie
     few = tritune(command, *rows, *(["--method", "lora"] if command == "train" else []))
     assert few.code == 2, few
     assert "dev" in few.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "made_by"), [("stack", "compose stack A B"), ("fusion", "compose fuse A B --train")]
+)
+def test_a_method_made_of_others_says_which_command_makes_one(
+    method: str, made_by: str, place: Path, tritune: Run, reviews: Data
+) -> None:
+    alone = tritune("train", *reviews.options, "--method", method, "--out", "x")
+    beside = tritune("compare", *reviews.options, "--methods", f"lora,{method}", "--out", "x")
+    for done in (alone, beside):
+        assert (done.code, done.stdout) == (2, "")
+        assert f"{method}: " in done.stderr
+        assert f"tritune {made_by}" in done.stderr
+    assert not (place / "x").exists()
+
+
+def test_a_fusion_is_not_trained_from_a_recipe_either(place: Path, tritune: Run, reviews: Data) -> None:
+    parts = "[{method: bottleneck, config: {}}, {method: bottleneck, config: {}}]"
+    (place / "mine.yaml").write_text(f"method: fusion\nconfig: {{parts: {parts}}}\n")
+    done = tritune("train", *reviews.options, "--config", "mine.yaml", "--out", "x")
+    assert "tritune compose fuse" in done.stderr

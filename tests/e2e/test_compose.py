@@ -84,6 +84,3 @@ def test_a_stack_is_trained_from_a_recipe(base: Path, reviews: Data, tritune: Ru
     options = ["--base", base, *reviews.options, "--epochs", "1", "--evaluations", "1", "-q"]
     done = tritune("train", "--config", recipe, *options, "--out", tmp_path / "run")
     assert done.code == 0, done.stderr
-    wrong = tritune("train", *options, "--method", "stack", "--out", tmp_path / "wrong")
-    assert wrong.code == 2
-    assert "parts" in wrong.stderr

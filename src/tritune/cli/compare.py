@@ -13,7 +13,7 @@ import typer
 from tritune.cli import comparison_folder, folders, given, options
 from tritune.cli.comparison_folder import OWN, RECORD, REPORT, TABLE, may_go_on
 from tritune.cli.language import language
-from tritune.cli.loading import RUN, check_form, load_base, load_task, require, settled
+from tritune.cli.loading import RUN, check_alone, check_form, load_base, load_task, require, settled
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Interrupted, Mismatch, Problem
@@ -240,6 +240,7 @@ def plan_of(settings: CompareSettings) -> Plan:
     from tritune.comparison import Plan
     from tritune.methods import method
 
+    check_alone({kind: settings.configs.get(kind, {}) for kind in settings.kinds()})
     problems: list[Problem] = []
     hints: list[str] = []
     for kind, config in settings.configs.items():

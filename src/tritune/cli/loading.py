@@ -66,6 +66,18 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
     )
 
 
+def check_alone(settings: Mapping[str, Mapping[str, object]]) -> None:
+    """Whether methods, by name, can be trained with these settings: some are made of others.
+
+    Raises:
+        Mismatch: names every method that cannot, and which command makes one.
+    """
+    from tritune.methods import not_alone
+
+    problems = [problem for kind, own in settings.items() for problem in not_alone(kind, own)]
+    Mismatch.check("A method that is made of others is not trained by its name alone.", problems)
+
+
 def check_form(configs: Mapping[str, MethodConfig], form: Quantisation | None) -> None:
     """Whether methods, by name, can be trained on a base in this form; what a certain base adds is asked of it later.
 

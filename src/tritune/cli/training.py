@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tritune.cli import folders
-from tritune.cli.loading import check_form, load_base, load_task, require, settled
+from tritune.cli.loading import check_alone, check_form, load_base, load_task, require, settled
 from tritune.cli.run_folder import DEV_CURVE, LOSS_CURVE, METRICS, OWN, RunFolder
 from tritune.cli.stop import stop_wish
 from tritune.errors import Interrupted, Mismatch
@@ -79,6 +79,7 @@ def run(
 def _config(settings: TrainSettings) -> MethodConfig:
     from tritune.methods import method
 
+    check_alone({str(settings.method): settings.config})
     kind = method(str(settings.method)).Config
     hint = f"Settings of {settings.method}, with defaults: {fields_of(kind)}."
     Mismatch.check(

@@ -6,6 +6,7 @@ Names are known without importing torch; a method's module is imported when it i
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,14 @@ def method(kind: str) -> Method[Any]:
         )
     found: Method[Any] = import_module(known[kind].partition(":")[0]).METHOD
     return found
+
+
+def not_alone(kind: str, settings: Mapping[str, object]) -> list[Problem]:
+    """Why a method that is made of others cannot be trained with these settings: of which ones is not said, or they have to
+    be finished."""
+    its = method(kind)
+    needed = {name for name, field in its.Config.model_fields.items() if field.is_required()}
+    return [Problem(kind, its.made_by)] if its.made_by and (its.of_finished or needed - settings.keys()) else []
 
 
 def method_of(config: MethodConfig) -> Method[Any]:

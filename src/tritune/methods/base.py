@@ -129,6 +129,10 @@ class Method(ABC, Generic[C]):
     Config: type[C]
     #: one sentence for help texts
     summary: ClassVar[str]
+    #: of a method that is made of others: what it is, and which command makes one
+    made_by: ClassVar[str] = ""
+    #: whether those have to be finished, so that nothing but that command makes one
+    of_finished: ClassVar[bool] = False
     #: peak learning rate of AdamW that works without a search
     learning_rate: ClassVar[float]
     #: small configs that reach every option; the laws run each of them

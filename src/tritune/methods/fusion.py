@@ -152,6 +152,8 @@ class FusionMethod(Method[Fusion]):
     strategy = Strategy.ADAPTERS
     Config = Fusion
     summary = "learned attention over the outputs of finished bottleneck adapters"
+    made_by = "learned attention over finished adapters: `tritune compose fuse A B --train FILE --out DIR` trains one"
+    of_finished = True
     learning_rate = 5e-5
     variants: ClassVar = (
         Fusion(parts=tuple(Bottleneck(reduction_factor=r, init="bert", scaling=9.0) for r in (4.0, 8.0, 16.0))),

@@ -236,6 +236,10 @@ class StackMethod(Method[Stack]):
     strategy = Strategy.ADAPTERS
     Config = Stack
     summary = "several methods at once, each beside or upon those before it"
+    made_by = (
+        "several methods at once: `tritune compose stack A B --out DIR` makes one of finished adaptations; to train the "
+        "parts at once, name them in a recipe, in its settings: {parts: [{method: ...}, {method: ...}]}"
+    )
     learning_rate = 1e-3
     variants: ClassVar = (
         Stack(parts=(LoRA(rank=2), LoRA(rank=3, alpha=2.0, rank_stabilised=True, roles=(Role.ATTN_Q, Role.MLP_UP)))),  # type: ignore[arg-type]

@@ -42,8 +42,10 @@ def misfits(kind: type[Frozen], data: Mapping[str, object], spelled: Spelled) ->
 
 def fields_of(kind: type[Frozen]) -> str:
     """The fields of a document with their defaults, for a message."""
-    fields = [f"{name} ({_json(field.get_default())})" for name, field in kind.model_fields.items()]
-    return ", ".join(fields) or "none"
+    defaults = {
+        name: "no default" if f.is_required() else _json(f.get_default()) for name, f in kind.model_fields.items()
+    }
+    return ", ".join(f"{name} ({default})" for name, default in defaults.items()) or "none"
 
 
 def method_misfits(names: Iterable[object], where: str) -> list[Problem]:
