@@ -18,9 +18,9 @@ from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Interrupted, Mismatch, Problem
 from tritune.finished import ENTRIES
+from tritune.misfits import Spelled, fields_of, misfits
 from tritune.progress import Progress
 from tritune.recipes import documents
-from tritune.recipes.misfits import fields_of, misfits
 from tritune.recipes.settings import CompareSettings
 from tritune.report.told import told
 
@@ -244,7 +244,7 @@ def plan_of(settings: CompareSettings) -> Plan:
     problems: list[Problem] = []
     hints: list[str] = []
     for kind, config in settings.configs.items():
-        found = misfits(method(kind).Config, config, lambda path, kind=kind: f"'{kind}.{path}'")  # type: ignore[misc]
+        found = misfits(method(kind).Config, config, _of_method(kind))
         problems += found
         hints += [f"Settings of {kind}: {fields_of(method(kind).Config)}."] if found else []
     Mismatch.check("These settings of methods cannot be used.", problems, "\n".join(hints))
@@ -258,6 +258,11 @@ def plan_of(settings: CompareSettings) -> Plan:
         training=settings.training(),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+def _of_method(kind: str) -> Spelled:
+    """Settings of methods are called alike in --set and in a recipe."""
+    return lambda path: f"'{kind}.{path}'" if path else kind
 
 
 def _resolved(plan: Plan) -> dict[str, object]:

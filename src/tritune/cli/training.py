@@ -12,9 +12,9 @@ from tritune.cli.loading import check_alone, check_form, load_base, load_task, r
 from tritune.cli.run_folder import DEV_CURVE, LOSS_CURVE, METRICS, OWN, RunFolder
 from tritune.cli.stop import stop_wish
 from tritune.errors import Interrupted, Mismatch
+from tritune.misfits import fields_of, inside, misfits
 from tritune.progress import Progress
 from tritune.recipes import documents
-from tritune.recipes.misfits import fields_of, inside, misfits
 from tritune.recipes.settings import TrainSettings
 from tritune.report.told import told
 from tritune.spec import differences

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 
 from tritune.errors import Mismatch, Problem
-from tritune.methods import METHODS
+from tritune.methods import METHODS, table
+from tritune.misfits import NO_SETTING, Spelled, inside, misfits, nearest
 from tritune.packaged import SMOLLM2_135M
-from tritune.recipes.misfits import NO_SETTING, Spelled, inside, method_misfits, misfits
 from tritune.run import Training
 from tritune.spec import Quantisation
 from tritune.text.template import TemplateSpec
@@ -126,9 +126,11 @@ def _method_misfits(layer: Mapping[str, object], spelled: Spelled) -> list[Probl
     named = {key: layer.get(key) for key in ("method", "methods", "configs")}
     lists = {key: (names,) if isinstance(names, str) else names for key, names in named.items()}
     lists["methods"] = () if named["methods"] == "all" else lists["methods"]
+    known = table()
     return [
-        problem
+        Problem(spelled(key), f"'{name}' is not a method{nearest(str(name), known)}; known: {', '.join(known)}")
         for key, names in lists.items()
         if isinstance(names, list | tuple | Mapping)
-        for problem in method_misfits(names, spelled(key))
+        for name in names
+        if name not in known
     ]

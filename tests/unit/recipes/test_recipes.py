@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tritune import recipes
 from tritune.errors import Mismatch
 from tritune.methods import METHODS, method
+from tritune.misfits import fields_of, inside, misfits
 from tritune.recipes import documents
-from tritune.recipes.misfits import fields_of, inside, misfits
 from tritune.recipes.settings import CompareSettings, TrainSettings, layered
 
 
@@ -88,3 +88,12 @@ def test_configs_of_methods_are_checked_like_settings(kind: str) -> None:
     (unknown,) = misfits(config, {"no_such_thing": 1}, inside("config"))
     assert unknown.where == "config, 'no_such_thing'"
     assert all(name in fields_of(config) for name in config.model_fields)
+
+
+def test_settings_that_contradict_each_other_are_a_problem_of_the_whole() -> None:
+    config = method("ptuning").Config
+    (problem,) = misfits(config, {"tokens": 20, "placement": "around"}, inside("mine.yaml"))
+    assert problem.where == "mine.yaml"
+    assert problem.what.startswith("'front' goes with placement")
+    (missing,) = misfits(method("stack").Config, {}, inside("mine.yaml"))
+    assert (missing.where, missing.what) == ("mine.yaml, 'parts'", "not given")
