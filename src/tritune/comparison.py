@@ -35,12 +35,12 @@ from tritune.report.told import told
 from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.search import choose
-from tritune.spec import Frozen, MethodConfig, Scope, Strategy
+from tritune.spec import Given, MethodConfig, Scope, Strategy
 from tritune.tasks.base import Example, Split, Task
 from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
 
 
-class Plan(Frozen):
+class Plan(Given):
     """What to compare, and how hard to try. The same effort for every method.
 
     methods: kinds, or configs by kind in `configs`.

@@ -6,6 +6,7 @@ so nobody repairs ten mistakes in ten rounds. Our own bugs are plain `assert`s. 
     TrituneError            exit code 1
       Mismatch              2   input that does not fit: files, configs, tensors; carries all problems
         BadData             2   rows of a data file
+        BadSettings         2   settings made in Python; also a ValueError
       Unavailable           3   something could not be fetched (offline, unknown name)
       UnsupportedBase       4   a base whose family is unknown, or that fails the packed = solo probe
       NotMergeable          4   this method cannot be merged into the base; says why
@@ -71,6 +72,10 @@ class Mismatch(TrituneError):
 
 class BadData(Mismatch):
     """Rows of a data file that cannot be used."""
+
+
+class BadSettings(Mismatch, ValueError):
+    """Settings made in Python that cannot be used, with every one that does not fit."""
 
 
 class Unavailable(TrituneError):

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
-from tritune.spec import Digests, Frozen, MethodConfig, Quantisation, digest
+from tritune.spec import Digests, Frozen, Given, MethodConfig, Quantisation, digest
 from tritune.tasks.base import TaskSpec
 
 
-class Training(Frozen):
+class Training(Given):
     """How long, how fast and on how much at a time. The same document for every method.
 
     epochs: passes over the training rows; may be a fraction.

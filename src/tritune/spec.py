@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tritune.errors import Mismatch, Problem
+from tritune.errors import BadSettings, Mismatch, Problem
+from tritune.misfits import NO_SETTING, fields_of, problems_of
 
 
 class Frozen(BaseModel):
@@ -38,6 +39,34 @@ class Frozen(BaseModel):
             raise Mismatch(f"This is not a valid {cls.__name__}.", problems) from None
 
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
+
+
+class _Made(ModelMetaclass):
+    """Errors of a constructor in our words. What reads documents does not come by here."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().__call__(*args, **settings)
+        except ValidationError as error:
+            kind = cast("type[BaseModel]", cls)
+            problems = problems_of(kind, error, lambda path: path or cls.__name__)
+            unknown = any(problem.what.startswith(NO_SETTING) for problem in problems)
+            hint = f"Settings, with defaults: {fields_of(kind)}." if unknown else ""
+            raise BadSettings(f"{cls.__name__} cannot be made of these settings.", problems, hint) from None
+
+
+class Given(Frozen, metaclass=_Made):
+    """A document that people make in Python.
+
+    Raises:
+        BadSettings: from the constructor, with every setting that does not fit.
+    """
+
+
 #: the forms that the weights of a frozen base may be kept in; and to say that they shall be kept as numbers
 Quantisation = Literal["int8", "nf4"]
 Quantise = Literal["int8", "nf4", "none"]
@@ -59,7 +88,7 @@ class Scope(StrEnum):
     BASE = "base"
 
 
-class MethodConfig(Frozen):
+class MethodConfig(Given):
     """Base of every method's own config."""
 
 

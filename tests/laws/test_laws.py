@@ -8,11 +8,10 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.laws.conftest import Case, ids_of, outputs, shared_base, training_rows
-from tritune.errors import Diverged, Mismatch, NotMergeable
+from tritune.errors import BadSettings, Diverged, Mismatch, NotMergeable
 from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
 from tritune.models import round_numbers
@@ -51,7 +50,7 @@ def test_the_table_resolves_and_the_config_survives_json(case: Case) -> None:
 
 
 def test_an_unknown_key_is_refused(case: Case) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(BadSettings, match="rnak: there is no such setting"):
         case.method.Config(**{**case.config.model_dump(), "rnak": 3})
 
 

@@ -16,7 +16,7 @@ from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritune.errors import Mismatch, Problem
-from tritune.spec import Frozen
+from tritune.spec import Given
 
 MAX_TEMPLATE_CHARACTERS = 20_000
 MAX_RENDERED_CHARACTERS = 1_000_000
@@ -92,7 +92,7 @@ class Piece:
     control: bool
 
 
-class TemplateSpec(Frozen):
+class TemplateSpec(Given):
     """A prompt template, stored with every adaptation.
 
     Attributes:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from tests.oracles import base_of, logits_beside, stock_of
+from tritune.errors import BadSettings
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method_of
 from tritune.methods.base import Bank, Delta
@@ -161,5 +161,5 @@ def test_a_text_goes_through_the_base_without_gradients() -> None:
 
 def test_front_goes_with_around() -> None:
     for bad in ({"front": 2}, {"placement": "around"}, {"placement": "around", "front": 20}):
-        with pytest.raises(ValidationError, match="front"):
+        with pytest.raises(BadSettings, match="front"):
             PTuning(tokens=20, **bad)  # type: ignore[arg-type]

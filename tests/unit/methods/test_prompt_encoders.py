@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from tests.oracles import PROMPT_NETS, base_of
 from tests.unit.methods.test_placement import moved
+from tritune.errors import BadSettings
 from tritune.methods.prompt_encoders import ENCODERS, PromptEncoder
 from tritune.methods.ptuning import PTuning, PTuningDelta
 
@@ -54,7 +54,7 @@ def test_known_numbers_of_trained_parameters(name: tuple[str, str], d: int, h: i
     ids=str,
 )
 def test_what_an_origin_has_not_is_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match=r"origin|thudm"):
+    with pytest.raises(BadSettings, match=r"origin|thudm"):
         PTuning(**bad)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,7 +18,7 @@ from tests.unit.test_adapt import BASE, QUICK, task_of
 from tritune.adaptation import Adaptation
 from tritune.comparison import Plan
 from tritune.composition.stacking import stack
-from tritune.errors import Mismatch, NotMergeable
+from tritune.errors import BadSettings, Mismatch, NotMergeable
 from tritune.methods import METHODS
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.full import Full
@@ -234,7 +233,7 @@ def test_two_prompts_are_fine_where_they_do_not_meet() -> None:
     behind = PTuning(tokens=2, encoder="none", placement="suffix")
     Stack.of([Prefix(tokens=2), behind, WIDE])
     for pair in ([behind, behind], [Prefix(), PTuning(placement="around", front=3)], [PTuning(), PTuning()]):
-        with pytest.raises(ValidationError, match="next to the text"):
+        with pytest.raises(BadSettings, match="next to the text"):
             Stack.of(pair)
 
 
@@ -242,7 +241,7 @@ def test_what_is_computed_from_the_weights_stands_first() -> None:
     dora = LoRA(rank=2, dora=True)
     Stack.of([PTuning(), dora, SCALES, NARROW])
     for configs in ([NARROW, dora], [PTuning(), SCALES, dora], [dora, dora]):
-        with pytest.raises(ValidationError, match="own weights"):
+        with pytest.raises(BadSettings, match="own weights"):
             Stack.of(configs)
 
 
