@@ -82,8 +82,8 @@ MUTATIONS = (
     Mutation(
         "merging a prompt is not refused (peft#2538)",
         "methods/ptuning.py",
-        '        raise NotMergeable(\n            "A p-tuned prompt is input',
-        '        return {}\n        raise NotMergeable(\n            "A p-tuned prompt is input',
+        "        raise NotMergeable(NO_WEIGHT)",
+        "        return {}",
         _tests("test_a_prompt_that_is_to_be_merged_is_one_named_error"),
     ),
     Mutation(
