@@ -150,7 +150,8 @@ def fuse(
     """Train attention over finished bottleneck adapters; they stay as they are, and go into the result.
 
     Example:
-      tritune compose fuse runs/a runs/b runs/c --train train.csv --out runs/fused
+      tritune compose fuse runs/a runs/b runs/c --train train.csv \\
+        --text-field review --label-field sentiment --out runs/fused
     """
     settings = given.settings(Settings, {name: v for name, v in ctx.params.items() if name != "base"})
     require(settings, "train")

@@ -58,7 +58,8 @@ def evaluate(
     """Score a stored adaptation on labelled rows.
 
     Example:
-      tritune eval 4f2a9c --test test.csv --text-field review
+      tritune eval 4f2a9c --test test.csv --text-field review \\
+        --label-field sentiment
     """
 
     def task(stored: Stored) -> Classification:

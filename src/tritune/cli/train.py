@@ -76,8 +76,9 @@ def train(
     The state of a method that moves every weight is several times the base's size.
 
     Example:
-      tritune train --train train.csv --method {method} --out runs/mine
-      tritune train --resume --out runs/mine
+      tritune train --train train.csv --text-field review \\
+        --label-field sentiment --method {method} --out runs/one
+      tritune train --resume --out runs/one
     """
     folder = RunFolder(out)
     if resume and recipe is not None:
