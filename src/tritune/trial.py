@@ -73,6 +73,7 @@ class Trial:
         resume: a saved state of the same run. It is taken over, not copied.
         rows: the task's rows, where they are encoded already, with room for this method's virtual tokens.
         learned: what was learned before and stays, for a method that begins with finished parts.
+        made: the record of those parts.
     """
 
     base: Base
@@ -84,6 +85,7 @@ class Trial:
     resume: TrainState | None = None
     rows: TrainingRows | None = None
     learned: Mapping[str, Tensor] | None = None
+    made: Mapping[str, object] | None = None
     delta: Delta = field(init=False)
     curve: list[CurvePoint] = field(init=False, default_factory=list)
     best_step: int | None = field(init=False, default=None)
@@ -196,7 +198,7 @@ class Trial:
         """What was learned, as it will be served. The training state goes."""
         tensors = self.delta.export()
         steps = self.curve[-1].step if self.curve else 0
-        origin = Origin(self.training, self.learning_rate, self.seed, steps, data_digests(self.task))
+        origin = Origin(self.training, self.learning_rate, self.seed, steps, data_digests(self.task), self.made)
         del self.delta
         return Adaptation(self.base, self.task, self.config, tensors, origin)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Data, Run
+from tritune.cli import training
 from tritune.store import registry
 
 pytestmark = pytest.mark.xdist_group("compose")
@@ -64,7 +68,43 @@ def test_adapters_fuse_on_rows(trained: dict[str, Path], reviews: Data, tritune:
     options = [*reviews.options, "--epochs", "1", "--evaluations", "1", "--learning-rate", "1e-3"]
     done = tritune("compose", "fuse", trained["adapter"], trained["adapter2"], *options, "--out", tmp_path / "fused")
     assert done.code == 0, done.stderr
-    assert registry.read(tmp_path / "fused").manifest.steps > 0
+    assert registry.read(tmp_path / "fused" / "adaptation").manifest.steps > 0
+    assert "test: accuracy" in done.stdout
+    assert tritune("predict", tmp_path / "fused", "great").code == 0
+
+
+def test_a_fusion_that_was_stopped_goes_on(
+    trained: dict[str, Path], reviews: Data, tritune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle by the wish that a signal would set; the result is that of a run that nobody stopped."""
+    parts = [trained["adapter"], trained["adapter2"]]
+    options = [*reviews.options, "--epochs", "2", "--evaluations", "2", "--seed", "3", "-q"]
+    assert tritune("compose", "fuse", *parts, *options, "--out", tmp_path / "straight").code == 0
+    asked: list[None] = []
+
+    @contextmanager
+    def wish() -> Iterator[Callable[[], bool]]:
+        yield lambda: asked.append(None) or len(asked) == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_wish", wish)
+        stopped = tritune("compose", "fuse", *parts, *options, "--out", tmp_path / "stopped")
+    assert (stopped.code, stopped.stdout) == (6, "")
+    again = shlex.split(stopped.stderr.splitlines()[-1])
+    assert again == ["tritune", "compose", "fuse", "--resume", "--out", str(tmp_path / "stopped")]
+    other = tritune(*again[1:4], trained["adapter2"], trained["adapter"], "--seed", "4", *again[4:])
+    assert other.code == 2
+    for part in ("made.parts", "seed: was 3, is 4"):
+        assert part in other.stderr
+    assert "--resume" in tritune("compose", "fuse", *parts, *options, "--out", tmp_path / "stopped").stderr
+    done = tritune(*again[1:], "--json")
+    assert done.code == 0, done.stderr
+    assert "going on after step 3" in done.stderr
+    assert json.loads(done.stdout)["method"] == "fusion"
+    for name in ("manifest.json", "adaptation.safetensors"):
+        straight, found = (tmp_path / run / "adaptation" / name for run in ("straight", "stopped"))
+        assert straight.read_bytes() == found.read_bytes()
+    assert "nothing to resume" in tritune(*again[1:]).stderr
 
 
 def test_every_reason_is_told_and_nothing_is_written(trained: dict[str, Path], tritune: Run, tmp_path: Path) -> None:

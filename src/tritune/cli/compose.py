@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritune.cli import given, options
+from tritune.cli import fusing, given, options
+from tritune.cli.compare import command_of
 from tritune.cli.language import language
-from tritune.cli.loading import load_adaptations, load_task, require, stored_at
+from tritune.cli.loading import load_adaptations, stored_at
 from tritune.cli.progress import shown
+from tritune.cli.run_folder import RunFolder
 from tritune.cli.screen import echo_json, page
+from tritune.cli.train import Resume, tell
 from tritune.errors import Mismatch, Problem
-from tritune.recipes.settings import Settings
+from tritune.recipes.settings import FuseSettings
 
 if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
@@ -35,6 +38,10 @@ Parts = Annotated[
     list[str],
     typer.Argument(help="Folders, or beginnings of content hashes.", metavar="ADAPTATION...", show_default=False),
 ]
+PartsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(help="Folders, or beginnings of content hashes.", metavar="ADAPTATION...", show_default=False),
+]
 TaskOf = Annotated[
     int | None,
     typer.Option("--task-of", help="Whose task is kept, where they differ: 1 for the first.", metavar="N", min=1),
@@ -46,7 +53,7 @@ Weights = Annotated[
 Rank = Annotated[int | None, typer.Option("--rank", help="Of the result; else the largest of the parts.")]
 Density = Annotated[float | None, typer.Option("--density", help="Share of numbers that ties and dare keep.")]
 DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of what dare draws.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the run.", rich_help_panel=options.TRAINING)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run.", rich_help_panel=options.TRAINING)]
 NoValue = Annotated[bool, typer.Option("--no-value", help="Weigh the outputs as they are, without a matrix behind.")]
 
 
@@ -121,8 +128,9 @@ def merge(
 @app.command()
 def fuse(
     ctx: typer.Context,
-    adaptations: Parts,
     out: options.Folder,
+    adaptations: PartsOrNone = None,
+    resume: Resume = False,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,
@@ -139,33 +147,36 @@ def fuse(
     batch_tokens: options.BatchTokens = None,
     learning_rate: options.LearningRate = None,
     evaluations: options.Evaluations = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     no_value: NoValue = False,
     base: options.BaseNow = None,
     device: options.Device = None,
+    overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     lang: options.Lang = None,
 ) -> None:
     """Train attention over finished bottleneck adapters; they stay as they are, and go into the result.
 
+    --out becomes a run folder, as that of `tritune train`. Ctrl-C keeps the state; --resume goes on from it.
+
     Example:
       tritune compose fuse runs/a runs/b runs/c --train train.csv \\
         --text-field review --label-field sentiment --out runs/fused
+      tritune compose fuse --resume --out runs/fused
     """
-    settings = given.settings(Settings, {name: v for name, v in ctx.params.items() if name != "base"})
-    require(settings, "train")
+    folder = RunFolder(out)
+    recorded = str(folder.begun()) if resume else None
+    settings = given.settings(FuseSettings, ctx.params, recorded, {"value": False} if no_value else {})
     with shown(quiet=quiet, lang=language(lang)) as progress:
-        from tritune.composition.fusing import fuse as fused
-        from tritune.methods.fusion import why_not
-        from tritune.trial import check_rows
-
-        stored = _stored(adaptations, out, "fused", why_not, own_task=True)
-        task = load_task(settings, progress)
-        check_rows(task, settings.training())
-        parts = load_adaptations(stored, progress, base=base, device=device)
-        done = fused(parts, task, value=not no_value, training=settings.training(), seed=seed, progress=progress)
-        _finish(done, out, as_json=as_json)
+        if resume and folder.finished:
+            progress.say(f"{out} is finished; there is nothing to resume.")
+        else:
+            where = settings.base if resume else base
+            fusing.run(
+                settings, where, folder, progress, language(lang), command_of(ctx), resume=resume, overwrite=overwrite
+            )
+    tell(folder, as_json=as_json)
 
 
 def _stored(
@@ -174,8 +185,7 @@ def _stored(
     way: str,
     reasons: Callable[[Sequence[MethodConfig]], Iterable[Problem]],
     *,
-    task_of: int | None = None,
-    own_task: bool = False,
+    task_of: int | None,
 ) -> list[Stored]:
     """The adaptations meant, with everything checked that needs no base.
 
@@ -191,7 +201,7 @@ def _stored(
     fits = () if number <= len(refs) else [Problem("--task-of", f"{number}, but there are {len(refs)} adaptations")]
     Mismatch.check("There is no such adaptation.", fits)
     every = [stored_at(ref) for ref in refs]
-    check_stored(way, every, reasons, task_named=own_task or task_of is not None)
+    check_stored(way, every, reasons, task_named=task_of is not None)
     return every
 
 

@@ -31,7 +31,8 @@ def settings(
     Raises:
         Mismatch: with everything that does not fit.
     """
-    named = {name: value for name, value in params.items() if name in kind.model_fields and value is not None}
+    absent: tuple[object, ...] = (None, [], ())  # arguments that nobody gave are an empty list of them
+    named = {name: value for name, value in params.items() if name in kind.model_fields and value not in absent}
     typed = {name: _READERS[name](str(value)) if name in _READERS else value for name, value in named.items()}
     below = recipes.read(recipe) if recipe is not None else {}
     return layered(kind, {**typed, **(more or {})}, below, recipe or "", option)

@@ -205,11 +205,15 @@ def load_adaptations(
 def _base_for(
     stored: Stored, base: str | None, device: str | None, progress: Progress, form: Quantisation | None
 ) -> Base:
-    ref = base or _base_of_run(stored.folder) or stored.manifest.base.name
     try:
-        return load_base(ref, stored.manifest.base.dtype, device, progress, form)
+        return load_base(base_ref_for(stored, base), stored.manifest.base.dtype, device, progress, form)
     except Unavailable as error:
         raise Unavailable(f"{error}\nIf the base lies in a folder here, give that with --base.") from None
+
+
+def base_ref_for(stored: Stored, base: str | None) -> str:
+    """Where the base of an adaptation is: as said, else where its run found it, else by its name."""
+    return base or _base_of_run(stored.folder) or stored.manifest.base.name
 
 
 def _base_of_run(folder: Path) -> str | None:

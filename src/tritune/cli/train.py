@@ -91,10 +91,11 @@ def train(
             progress.say(f"{out} is finished; there is nothing to resume.")
         else:
             run(settings, folder, progress, language(lang), command_of(ctx), resume=resume, overwrite=overwrite)
-    _tell(folder, as_json=as_json)
+    tell(folder, as_json=as_json)
 
 
-def _tell(folder: RunFolder, *, as_json: bool) -> None:
+def tell(folder: RunFolder, *, as_json: bool) -> None:
+    """What a finished run reached, on standard output."""
     metrics = read_json(folder.path / METRICS)
     if as_json:
         echo_json(metrics)

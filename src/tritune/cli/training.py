@@ -15,7 +15,7 @@ from tritune.errors import Interrupted, Mismatch
 from tritune.misfits import fields_of, inside, misfits
 from tritune.progress import Progress
 from tritune.recipes import documents
-from tritune.recipes.settings import TrainSettings
+from tritune.recipes.settings import FuseSettings, TrainSettings
 from tritune.report.told import told
 from tritune.spec import differences
 from tritune.tasks.base import Split
@@ -66,14 +66,40 @@ def run(
     # The rate is written out: a resumed run reads it from its folder, and both must be the same document.
     training = settings.training().model_copy(update={"learning_rate": rate})
     trial = Trial(base, task, config, training, rate, settings.seed, resume=state)
+    resolved = settings.model_copy(update={"config": trial.config.model_dump(mode="json")})
+    carry_out(trial, resolved, folder, progress, lang, command, resume=resume, again="tritune train --resume")
+
+
+def carry_out(
+    trial: Trial,
+    settings: TrainSettings | FuseSettings,
+    folder: RunFolder,
+    progress: Progress,
+    lang: Lang,
+    command: str,
+    *,
+    resume: bool,
+    again: str,
+) -> None:
+    """Begin a run in its folder, or go on with it, to the result.
+
+    Args:
+        settings: with every default of the method filled in.
+        again: the command that goes on, but for its folder.
+
+    Raises:
+        Mismatch: this is not the run that was begun.
+        Interrupted, Diverged: as `run`.
+    """
     if resume:
         _check_same(settings, trial)
-        folder.forget_after(state.facts.step if state else 0)
-        progress.say(f"going on after step {state.facts.step}" if state else "no state was saved yet: from the start")
+        step = trial.resume.facts.step if trial.resume else 0
+        folder.forget_after(step)
+        progress.say(f"going on after step {step}" if step else "no state was saved yet: from the start")
     with nullcontext() if resume else folders.replacing(folder.path, OWN, progress):
         if not resume:
             folder.begin(_document(settings, trial), command)
-        _train(trial, folder, progress, lang)
+        _train(trial, folder, progress, lang, f"{again} --out {shlex.quote(str(folder.path))}")
 
 
 def _config(settings: TrainSettings) -> MethodConfig:
@@ -91,29 +117,27 @@ def _config(settings: TrainSettings) -> MethodConfig:
     return config
 
 
-def _document(settings: TrainSettings, trial: Trial) -> dict[str, object]:
+def _document(settings: TrainSettings | FuseSettings, trial: Trial) -> dict[str, object]:
     """The settings with every default filled in, and what they came to."""
-    came_to = trial.document()
-    resolved = {
-        "dtype": trial.base.dtype_name,
-        "config": trial.config.model_dump(mode="json"),
-        "learning_rate": trial.learning_rate,
-        "run": came_to.model_dump(mode="json"),
-    }
+    resolved = {"dtype": trial.base.dtype_name, "learning_rate": trial.learning_rate, "run": _came_to(trial)}
     return settled(settings.model_copy(update=resolved))
 
 
-def _check_same(settings: TrainSettings, trial: Trial) -> None:
+def _came_to(trial: Trial) -> dict[str, object]:
+    return trial.document().model_dump(mode="json") | ({"made": dict(trial.made)} if trial.made else {})
+
+
+def _check_same(settings: TrainSettings | FuseSettings, trial: Trial) -> None:
     """
     Raises:
         Mismatch: with everything in which this run differs from the one that was begun.
     """
-    now = documents.parse(documents.text(trial.document().model_dump(mode="json")), "run")
+    now = documents.parse(documents.text(_came_to(trial)), "run")
     problems = list(differences(settings.run or {}, now))
     Mismatch.check("This is not the run that was begun.", problems, "Resume with its own settings, base and data.")
 
 
-def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> None:
+def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang, again: str) -> None:
     from tritune.measure import measured
     from tritune.trial import follow
 
@@ -121,10 +145,7 @@ def _train(trial: Trial, folder: RunFolder, progress: Progress, lang: Lang) -> N
         events = folder.recorded(trial.events(save=folder.save, stop=stop))
         last = follow(events, progress, told("train", progress.lang, method=trial.method.kind), trial.total_steps)[-1]
     if last.kind != "done":
-        raise Interrupted(
-            f"Stopped after step {last.step} of {last.total}; the state is saved. Go on with:\n"
-            f"  tritune train --resume --out {shlex.quote(str(folder.path))}"
-        )
+        raise Interrupted(f"Stopped after step {last.step} of {last.total}; the state is saved. Go on with:\n  {again}")
     trained = sum(p.numel() for p in trial.delta.trainable().values())
     adaptation = trial.adaptation()
     stored = adaptation.save(folder.adaptation)

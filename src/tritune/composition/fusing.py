@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tritune.adaptation import Adaptation
 from tritune.composition.parts import made, problems_of
 from tritune.errors import Mismatch
-from tritune.methods import method_of
-from tritune.methods.fusion import Fusion, why_not
+from tritune.methods.fusion import METHOD, Fusion, why_not
 from tritune.methods.stack import of_part
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
 from tritune.run import Training
 from tritune.tasks.base import Task
+from tritune.train.state import TrainState
 from tritune.trial import Trial, follow
 
 
@@ -40,18 +39,34 @@ def fuse(
         BadData: rows that cannot be trained on.
         Diverged: a loss or gradient was not finite.
     """
+    trial = fusion_of(parts, task, value=value, training=training or Training(), seed=seed)
+    progress = progress or Silent()
+    name = told("train", progress.lang, method=trial.method.kind)
+    follow(trial.events(), progress, name, trial.total_steps)
+    return trial.adaptation()
+
+
+def fusion_of(
+    parts: Sequence[Adaptation],
+    task: Task,
+    *,
+    value: bool,
+    training: Training,
+    seed: int,
+    resume: TrainState | None = None,
+) -> Trial:
+    """The run that `fuse` carries out, to be gone through step by step.
+
+    Args:
+        resume: a saved state of the same run.
+
+    Raises:
+        Mismatch, BadData: as `fuse`.
+    """
     configs = [part.config for part in parts]
     problems = [*problems_of(parts, task), *why_not(configs)]
     Mismatch.check("These adaptations cannot be fused.", problems)
     config = Fusion.read({"parts": [c.model_dump(mode="json") for c in configs], "value": value}, "the fusion")
     learned = {name: t for i, part in enumerate(parts) for name, t in of_part(i, part.delta.export()).items()}
-    training = training or Training()
-    rate = training.learning_rate or method_of(config).learning_rate
-    record = made("fused", parts)
-    trial = Trial(parts[0].base, task, config, training, rate, seed, learned=learned)
-    progress = progress or Silent()
-    name = told("train", progress.lang, method=trial.method.kind)
-    follow(trial.events(), progress, name, trial.total_steps)
-    adaptation = trial.adaptation()
-    adaptation.origin = replace(adaptation.origin, made=record)
-    return adaptation
+    rate, record = training.learning_rate or METHOD.learning_rate, made("fused", parts)
+    return Trial(parts[0].base, task, config, training, rate, seed, resume=resume, learned=learned, made=record)

@@ -80,6 +80,16 @@ class TrainSettings(Settings):
     run: Mapping[str, object] | None = None
 
 
+class FuseSettings(Settings):
+    """What `compose fuse` can be told. adaptations: the finished adapters; value: whether their weighted sum goes through a
+    matrix of its own. `base` is where theirs is now; `run` as for `train`."""
+
+    adaptations: tuple[str, ...] = ()
+    value: bool = True
+    seed: int = 0
+    run: Mapping[str, object] | None = None
+
+
 class CheckSettings(CompareSettings, TrainSettings):
     """What `check` can be told: a recipe of either command, of which base and data count."""
 
