@@ -29,7 +29,7 @@ from benchmarks.sides import SUBJECTS
 from tritune.measure import measured
 from tritune.methods import method
 from tritune.models import regions
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.probe import probe
 from tritune.models.tiny import byte_tokenizer
 from tritune.spec import Digests, digest

@@ -16,7 +16,8 @@ from tritune.allocator import settle
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.collector import old_objects_left_alone

@@ -22,7 +22,7 @@ from benchmarks.runner import in_turn
 if TYPE_CHECKING:
     from benchmarks.worker import Clock
 from tritune.methods import method
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.train.loop import train

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from tritune.models.base import Batch, Span
 from tritune.models.fast import StandIn
 from tritune.models.head import Head
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
 from tritune.models.locate import PACKAGED_BASES
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.spec import Quantisation
 

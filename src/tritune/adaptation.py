@@ -20,7 +20,8 @@ from tritune.evaluate.stats import mean_interval
 from tritune.methods import method as method_named
 from tritune.methods import method_of
 from tritune.methods.base import Method
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.progress import Progress, Silent
 from tritune.report.told import told
 from tritune.run import BaseRef, Training

@@ -28,7 +28,7 @@ from tritune.forecast import Work
 from tritune.measure import Cost, measured
 from tritune.methods import METHODS, not_alone
 from tritune.methods import method as method_named
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.progress import Progress, Silent
 from tritune.report import units
 from tritune.report.told import told

@@ -6,7 +6,7 @@ import time
 
 from tritune.adaptation import encoder_for
 from tritune.evaluate import examples
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.tasks.base import Split, Task
 
 #: rows that are answered first, untimed: what is made once per base is made by then

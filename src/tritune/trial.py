@@ -21,7 +21,7 @@ from tritune.evaluate.record import CurvePoint
 from tritune.methods import method as method_named
 from tritune.methods import method_of, not_alone
 from tritune.methods.base import Delta, misfits
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.texts import Ids
 from tritune.progress import Progress, Silent
 from tritune.report.told import told

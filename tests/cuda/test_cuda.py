@@ -21,7 +21,7 @@ from tritune.methods.base import Bank, Delta
 from tritune.models import head, regions, varlen
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Segment, Span
 from tritune.models.head import SummedLoss
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.run import Training
 from tritune.text.pack import training_batch

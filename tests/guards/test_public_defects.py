@@ -41,7 +41,7 @@ from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.spec import MethodConfig, Quantisation

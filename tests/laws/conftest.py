@@ -14,7 +14,7 @@ from torch import Tensor
 from tritune.methods import method, table
 from tritune.methods.base import Delta, Method
 from tritune.models.base import Batch, Span
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.spec import MethodConfig
 from tritune.text.encode import Encoded

@@ -16,7 +16,7 @@ from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
 from tritune.models import round_numbers
 from tritune.models.base import BARE, Batch, NoEdits
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.spec import Scope

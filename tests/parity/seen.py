@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # pytest wants to be there before what that brings along
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
 
 #: what the page calls OPT where it norms after the sum
 POST_NORM = "opt-post-norm"

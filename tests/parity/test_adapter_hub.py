@@ -30,7 +30,7 @@ from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
 from tritune.models.base import NoEdits, Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.probe import probe
 from tritune.models.tiny import byte_tokenizer
 from tritune.spec import Digests, MethodConfig

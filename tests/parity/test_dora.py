@@ -19,7 +19,7 @@ from tritune.errors import NotMergeable
 from tritune.methods.base import Delta
 from tritune.methods.lora import METHOD, LoRA
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import Place
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own

@@ -18,7 +18,7 @@ from tritune.methods import method_of
 from tritune.methods.base import Delta
 from tritune.methods.ia3 import IA3
 from tritune.models.base import Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 
 QKV = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)

@@ -25,7 +25,7 @@ from tritune.methods.base import Delta
 from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 from tritune.spec import MethodConfig
 

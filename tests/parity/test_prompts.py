@@ -34,7 +34,7 @@ from tritune.methods.prompt_encoders import PromptEncoder
 from tritune.methods.prompt_table import PromptTable
 from tritune.methods.ptuning import PTuning, PTuningDelta
 from tritune.models.base import Batch, Edits, Span
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own

@@ -19,7 +19,7 @@ from tritune.comparison import Plan, compare
 from tritune.errors import BadData, Mismatch, TrituneError
 from tritune.methods import METHODS, method
 from tritune.models.base import LINEAR_ROLES, Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.spec import MethodConfig

@@ -17,7 +17,8 @@ from tests.unit.models import tiny_gguf
 from tritune.errors import Mismatch, NotMergeable
 from tritune.exchange import FORMATS, format_named
 from tritune.methods import METHODS, method
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 REAL = "smollm2-135m"

@@ -18,7 +18,7 @@ from tritune.tasks.base import Split
 from tritune.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
     from tritune.text.encode import Encoded
 
 Rows = Annotated[int, typer.Option("--rows", help="So many rows are shown token by token.", min=0)]

@@ -27,7 +27,7 @@ from tritune.report.told import told
 if TYPE_CHECKING:
     from tritune.comparison import Plan
     from tritune.evaluate.record import Comparison
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
     from tritune.report.words import Lang
 
 SEARCH = "Search"

@@ -22,7 +22,7 @@ from tritune.report.told import told
 
 if TYPE_CHECKING:
     from tritune.evaluate.record import Comparison
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
     from tritune.report.words import Lang
 
 RECIPE = "demo"

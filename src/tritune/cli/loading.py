@@ -20,7 +20,7 @@ from tritune.tasks.sources import has_own_splits
 if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
     from tritune.models.dtype import Dtype
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
     from tritune.spec import MethodConfig, Quantisation, Quantise
     from tritune.store.registry import Found, Stored
 

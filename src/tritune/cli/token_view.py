@@ -15,7 +15,7 @@ from tritune.tasks.base import Split, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
     from tritune.text.encode import Encoded
 
 READ, TRAINED = "blue", "bold green"

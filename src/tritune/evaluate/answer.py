@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritune.errors import Diverged
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.text.encode import Encoded
 from tritune.text.pack import ScoringBatch, scoring_batch, scoring_order
 

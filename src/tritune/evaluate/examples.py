@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.evaluate.record import ExampleResult
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.tasks.base import Answer, Example, Task
 from tritune.text.encode import Encoded, Encoder
 

@@ -14,7 +14,7 @@ from importlib.resources import files
 import torch
 
 from tritune.models.base import IGNORE, Edits, NoEdits
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.tasks.base import Prompt
 from tritune.text.encode import Encoded, Encoder
 from tritune.text.pack import training_batch

@@ -16,7 +16,7 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch, NotMergeable, TrituneError
 from tritune.methods import method_of
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 #: scripts that run the reference libraries, each in a process of its own

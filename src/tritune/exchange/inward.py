@@ -15,7 +15,7 @@ from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import Sidecar, files_of, read_sidecar
 from tritune.exchange.verify import Verdict, sample_rows
 from tritune.exchange.verify import verify as verified
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.spec import digest
 from tritune.store.manifest import ref_misfits

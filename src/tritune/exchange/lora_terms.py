@@ -23,7 +23,7 @@ from tritune.exchange.modules import LowRank
 from tritune.methods.base import linear_roles, sites_of
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, LINEAR_ROLES, Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 T = TypeVar("T")
 

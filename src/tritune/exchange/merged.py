@@ -12,7 +12,7 @@ import torch
 
 from tritune.adaptation import Adaptation
 from tritune.exchange.format import Format
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 #: largest difference, as a share of the largest logit, where the merged weights are stored in bfloat16
 ROUNDED_SUMS = 5e-2

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tritune.models.base import LINEAR_ROLES, Role, Site
-from tritune.models.load import Base
 from tritune.models.matrix import SiteMatrix
+from tritune.models.pretrained import Base
 from tritune.models.quantised import QuantisedLinear
 from tritune.models.sites import FAMILIES, is_transposed, sizes
 

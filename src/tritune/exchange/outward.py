@@ -16,7 +16,7 @@ from tritune.exchange import format_named
 from tritune.exchange.format import Absent, Format
 from tritune.exchange.sidecar import write_sidecar
 from tritune.exchange.verify import Verdict, sample_rows, verify, verify_by_ourselves
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 from tritune.store.files import check_writable, publish, staging
 

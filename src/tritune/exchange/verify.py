@@ -26,7 +26,8 @@ from tritune.errors import Mismatch
 from tritune.exchange.format import SCRIPTS, Absent, Format
 from tritune.methods import method_of
 from tritune.models.base import Batch, Edits, NoEdits, Span
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.spec import Quantisation
 from tritune.store.files import read_tensors
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tritune.errors import Mismatch, NotMergeable, Problem
 from tritune.models.base import END_ROLES, LINEAR_ROLES, DeepSegment, LowRank, Role, Segment, Site
 from tritune.models.dtype import at_least_float32
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
 
 C = TypeVar("C", bound=MethodConfig)

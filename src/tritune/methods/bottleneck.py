@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method, first_layer, sites_of, too_many_layers
 from tritune.models.base import Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
 Placement = Literal["seq", "double_seq", "par"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method
 from tritune.models.halves import halve, halved, whole
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 from tritune.spec import MethodConfig, Scope, Strategy
 

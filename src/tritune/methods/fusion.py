@@ -29,7 +29,7 @@ from tritune.methods.base import Budget, Delta, Method
 from tritune.methods.bottleneck import METHOD as BOTTLENECK
 from tritune.methods.bottleneck import Bottleneck, BottleneckDelta
 from tritune.models.base import Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
 #: what the fused adapters have to have in common, so that all read the same and are added to the same

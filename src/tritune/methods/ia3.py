@@ -21,7 +21,7 @@ from torch import Tensor
 from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method, sites_of
 from tritune.models.base import LINEAR_ROLES, Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
 

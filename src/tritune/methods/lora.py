@@ -30,8 +30,8 @@ from tritune.methods import lora_starts as starts
 from tritune.methods.base import Budget, Delta, Method, linear_roles, sites_of
 from tritune.models.base import END_ROLES, LINEAR_ROLES, LowRank, Role, Site
 from tritune.models.dtype import at_least_float32
-from tritune.models.load import Base
 from tritune.models.matrix import SiteMatrix, squared_norms
+from tritune.models.pretrained import Base
 from tritune.models.sites import Rows
 from tritune.spec import MethodConfig, Strategy
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tritune.models.base import Role, Site
 from tritune.models.dtype import at_least_float32
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 if TYPE_CHECKING:
     from tritune.methods.lora import LoRA

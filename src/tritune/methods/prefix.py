@@ -22,7 +22,7 @@ from tritune.errors import NotMergeable
 from tritune.methods.base import Budget, Delta, Method
 from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Batch, DeepSegment, Span
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
 NO_WEIGHT = (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tritune.errors import Mismatch, Problem
 from tritune.methods.ptuning import PTuning, PTuningDelta, new_encoder, new_vectors
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 
 class PromptTable:

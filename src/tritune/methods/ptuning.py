@@ -26,7 +26,7 @@ from tritune.methods.base import Budget, Delta, Method, Place
 from tritune.methods.prompt_encoders import ENCODERS, FIXED, Origin, PromptEncoder, Widths
 from tritune.methods.start import Start, check_text, start_ids
 from tritune.models.base import Segment
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
 NO_WEIGHT = (

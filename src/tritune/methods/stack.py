@@ -33,7 +33,7 @@ from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import DeepSegment, LowRank, Role, Segment, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.quantised import Weights
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
 

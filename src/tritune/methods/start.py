@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 Start = Literal["vocabulary", "text", "random"]
 

@@ -1,6 +1,6 @@
 """The vocabulary of a base: sites, spans, batches, segments, and `Edits`, the one door into its forward pass.
 
-Data and protocols only: knows no transformers model, no method, no task. `load.py` has the base itself.
+Data and protocols only: knows no transformers model, no method, no task. `pretrained.py` has the base itself.
 Shapes: N packed tokens, B spans, P virtual tokens, D model width, E output width of a site; n layers, K key heads, d head
 width (n2PKd: a key and a value of every layer).
 """

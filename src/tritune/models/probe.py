@@ -19,7 +19,7 @@ from tritune.models.base import Batch, Span
 from tritune.models.dtype import at_least_float32
 
 if TYPE_CHECKING:
-    from tritune.models.load import Base
+    from tritune.models.pretrained import Base
 
 #: root mean square of the differences of logits, as a share of their spread: rounding stays below, a leak far above
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}

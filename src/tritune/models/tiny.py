@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tritune.models.load import Base, quantise_layers
+from tritune.models.load import quantise_layers
+from tritune.models.pretrained import Base
 from tritune.models.probe import probe
 from tritune.spec import Digests, Quantisation, digest
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tritune.errors import Diverged, Mismatch, Problem
 from tritune.methods.base import Bank
 from tritune.models.base import IGNORE
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.text.pack import training_batch
 from tritune.train.collector import old_objects_left_alone
 from tritune.train.trainer import Event, Job, Trainer

@@ -18,7 +18,7 @@ from tritune.errors import Diverged
 from tritune.evaluate.record import CurvePoint
 from tritune.methods.base import Delta
 from tritune.models.base import IGNORE, Batch
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import Shape, Work, attention_forward, step
 from tests.oracles import base_of
 from tritune.models.base import LINEAR_ROLES
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 LENGTH, SUPERVISED = 11, 3
 

@@ -15,7 +15,7 @@ from tests.parity.seen import SEEN, family_of, is_tiny
 from tritune.adaptation import Adaptation, Origin
 from tritune.errors import Mismatch
 from tritune.methods import method_of
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.spec import MethodConfig
 from tritune.tasks.classification import Classification

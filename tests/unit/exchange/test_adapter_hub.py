@@ -44,7 +44,7 @@ from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 HUB = format_named("adapters")

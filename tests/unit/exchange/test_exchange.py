@@ -23,7 +23,7 @@ from tritune.exchange.sidecar import SIDECAR
 from tritune.exchange.verify import Verdict, compare, sample_rows
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.spec import MethodConfig
 

@@ -38,7 +38,8 @@ from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 WHOLE, ON_TOP = format_named("gguf"), format_named("gguf-lora")

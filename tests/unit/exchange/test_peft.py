@@ -37,7 +37,7 @@ from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own
 

@@ -12,7 +12,7 @@ from tests.laws.conftest import kinds_and_variants, training_rows
 from tests.oracles import base_of
 from tritune.methods import method
 from tritune.methods.full import Full
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.text.pack import training_batch

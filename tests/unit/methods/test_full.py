@@ -10,7 +10,7 @@ from tests.oracles import base_of
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
 from tritune.methods.full import METHOD, Full, FullDelta
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.train.loop import train

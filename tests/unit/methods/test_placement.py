@@ -17,7 +17,7 @@ from tritune.methods.base import Bank, Delta
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
 from tritune.models.base import BARE, IGNORE, NoEdits
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS
 from tritune.spec import MethodConfig
 from tritune.text.encode import Encoded

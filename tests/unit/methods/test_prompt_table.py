@@ -12,7 +12,7 @@ from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods.base import Bank
 from tritune.methods.prompt_table import PromptTable
 from tritune.methods.ptuning import METHOD, PTuning
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss, train

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_of
 from tritune.models.base import Batch, NoEdits, Role, Segment, Site, Span
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS
 
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}

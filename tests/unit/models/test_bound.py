@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.oracles import base_of, packed_logits, rows_of
 from tests.unit.models.family_checks import Prompt, Recorder, Term, each_base, prompt_of
 from tritune.models.base import Edits, NoEdits, Role, Segment, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 
 @each_base

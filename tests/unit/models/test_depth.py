@@ -24,7 +24,7 @@ from tritune.methods.ptuning import PTuning
 from tritune.methods.stack import Stack
 from tritune.models import texts as texts_module
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.probe import parts_are_whole
 from tritune.models.texts import Texts
 from tritune.models.tiny import CONFIGS, tiny_base

@@ -15,7 +15,7 @@ from tritune.methods.base import Bank, Delta
 from tritune.methods.full import Full
 from tritune.methods.lora import LoraDelta
 from tritune.models.base import BARE, IGNORE, Batch, Span
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.probe import TOLERANCE, probe
 from tritune.models.tiny import tiny_base
 from tritune.spec import MethodConfig

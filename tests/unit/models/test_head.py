@@ -13,7 +13,7 @@ from tritune.methods.lora import LoRA
 from tritune.models import head
 from tritune.models.base import Role
 from tritune.models.head import SummedLoss
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.spec import MethodConfig
 from tritune.train.loop import batch_loss

@@ -29,7 +29,8 @@ from tritune.methods import method
 from tritune.methods.full import Full
 from tritune.models import probe as probing
 from tritune.models.base import LINEAR_ROLES
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.models.quantised import QuantisedLinear, put_quantised
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.spec import Quantisation

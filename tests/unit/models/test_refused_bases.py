@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tritune.errors import UnsupportedBase
 from tritune.models import sites
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.probe import probe
 from tritune.models.sites import Block, Family
 from tritune.models.tiny import CONFIGS, byte_tokenizer, tiny_base

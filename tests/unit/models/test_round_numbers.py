@@ -17,7 +17,7 @@ from tritune.methods.base import Bank, Delta
 from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
 from tritune.models import round_numbers
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.round_numbers import missing
 from tritune.models.tiny import tiny_base
 from tritune.spec import MethodConfig

@@ -17,7 +17,7 @@ from tests.oracles import base_of, packed_logits, rows_of, stock_logits, stock_o
 from tests.unit.models.family_checks import CLOSE, Term, each_base, record
 from tritune.models import attention, fast
 from tritune.models.base import END_ROLES, Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 
 #: what comes after what inside a layer whose sub-layers follow each other

@@ -13,7 +13,7 @@ from tests.laws.conftest import batch_of, ids_of
 from tritune.models import varlen
 from tritune.models.base import Batch, DeepSegment, NoEdits, Segment, Span
 from tritune.models.layout import build
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.models.varlen import _Taken
 
@@ -46,7 +46,7 @@ def by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     def laid_out(*args: object, **options: object) -> object:
         return build(*args, **options, varlen=True)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tritune.models.load.build", laid_out)
+    monkeypatch.setattr("tritune.models.pretrained.build", laid_out)
     monkeypatch.setattr(varlen, "runs_here", lambda query, softcap: softcap is None)
     monkeypatch.setattr(varlen, "_kernel", lambda: lambda *args, **how: calls.append(1) or slow(*args, **how))
     return calls

@@ -18,7 +18,8 @@ from tritune.adaptation import Adaptation, Origin
 from tritune.errors import BadData, Mismatch
 from tritune.methods import METHODS, method, method_of
 from tritune.models.base import Role
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.run import Training
 from tritune.spec import MethodConfig, digest

@@ -14,7 +14,8 @@ from tests.unit.store.test_load import LORA, adaptation
 from tritune.adaptation import Adaptation
 from tritune.errors import Mismatch
 from tritune.methods import METHODS, method
-from tritune.models.load import Base, load_base
+from tritune.models.load import load_base
+from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
 from tritune.spec import Scope
 from tritune.store.manifest import Manifest

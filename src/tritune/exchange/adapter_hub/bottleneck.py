@@ -20,7 +20,7 @@ from tritune.methods import method_of
 from tritune.methods.base import first_layer
 from tritune.methods.bottleneck import Bottleneck
 from tritune.models.base import Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 
 _MODULES = {Role.BLOCK_ATTN: "attention_adapters", Role.BLOCK_MLP: "output_adapters"}

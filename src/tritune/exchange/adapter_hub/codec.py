@@ -14,7 +14,7 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Problem
 from tritune.exchange.format import Incoming
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 #: the adapter's name is part of every tensor's name there; ours have none

@@ -22,7 +22,7 @@ from tritune.exchange.problems import tensor_problems
 from tritune.methods.base import first_layer
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, Role, Site
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 _ATTENTION = {Role.ATTN_Q: "q", Role.ATTN_K: "k", Role.ATTN_V: "v"}
 #: family -> which matrix the keys `intermediate_lora` and `output_lora` mean. On Llama adapter-hub has them crossed.

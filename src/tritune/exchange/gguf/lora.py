@@ -20,7 +20,7 @@ from tritune.exchange.lora_terms import alpha_of, gathered, largest, plain_probl
 from tritune.exchange.modules import LowRank, linear_modules
 from tritune.methods import method_of
 from tritune.methods.lora import LoRA
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 FILE = "adapter.gguf"

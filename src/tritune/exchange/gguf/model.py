@@ -16,7 +16,7 @@ from tritune.errors import Mismatch, Problem
 from tritune.exchange.format import Absent, Format
 from tritune.exchange.gguf.copying import copy
 from tritune.exchange.gguf.names import family_problems, names_of, rows_order, source_of
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 FILE = "model.gguf"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tritune.errors import Problem
 from tritune.exchange.format import Absent
-from tritune.models.load import Base
 from tritune.models.locate import gguf_file
+from tritune.models.pretrained import Base
 
 #: our model_type -> llama.cpp's architecture
 ARCHITECTURES: Mapping[str, str] = {

@@ -18,7 +18,7 @@ from tritune.exchange.peft.prefix import PrefixCodec
 from tritune.exchange.peft.prompt import PromptCodec
 from tritune.exchange.weights import read_weights
 from tritune.methods import method_of, method_with
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 from tritune.store.files import read_json, write_json, write_tensors
 

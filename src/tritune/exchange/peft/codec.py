@@ -15,7 +15,7 @@ from torch import Tensor
 from tritune.adaptation import Adaptation
 from tritune.errors import Problem
 from tritune.exchange.format import Incoming
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig
 
 #: version whose keys are written

@@ -25,7 +25,7 @@ from tritune.exchange.problems import tensor_problems
 from tritune.methods.base import linear_roles, sites_of
 from tritune.methods.ia3 import IA3
 from tritune.models.base import LINEAR_ROLES, Role
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 _READ = frozenset({"exclude_modules", "feedforward_modules", "target_modules"})
 # PEFT corrects fan_in_fan_out by itself.

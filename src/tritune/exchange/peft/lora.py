@@ -27,7 +27,7 @@ from tritune.exchange.problems import tensor_problems
 from tritune.methods.base import first_layer
 from tritune.methods.lora import LoRA
 from tritune.models.base import END_ROLES, LINEAR_ROLES
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 PREFIX = "base_model.model."
 ROLES = (*LINEAR_ROLES, *END_ROLES)

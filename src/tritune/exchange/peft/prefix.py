@@ -18,7 +18,7 @@ from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.peft.prompt import TENSOR
 from tritune.exchange.problems import tensor_problems
 from tritune.methods.prefix import Prefix
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 _READ = frozenset({"num_virtual_tokens", "num_transformer_submodules", "num_layers"})
 # How the keys and values came to be; and sizes that PEFT takes from the base again when it loads.

@@ -17,7 +17,7 @@ from tritune.exchange.peft.codec import Codec, key_problems
 from tritune.exchange.problems import tensor_problems
 from tritune.methods.prompt_encoders import LSTM_LAYERS
 from tritune.methods.ptuning import PTuning
-from tritune.models.load import Base
+from tritune.models.pretrained import Base
 
 WITH_ENCODER, WITHOUT = "P_TUNING", "PROMPT_TUNING"
 TENSOR = "prompt_embeddings"
