@@ -33,13 +33,14 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-#: the format that a file's tests are about
+#: the format that tests are about, by the beginning of their file's name
 FORMAT_OF = {"test_peft": "peft", "test_adapter_hub": "adapters", "test_merged": "merged", "test_gguf": "gguf"}
 
 
 @pytest.fixture(autouse=True)
 def what_is_exchanged(request: pytest.FixtureRequest) -> None:
-    SEEN.method, SEEN.format = None, FORMAT_OF.get(request.module.__name__.rpartition(".")[2])
+    file = request.module.__name__.rpartition(".")[2]
+    SEEN.method, SEEN.format = None, next((form for name, form in FORMAT_OF.items() if file.startswith(name)), None)
 
 
 def task() -> Classification:
