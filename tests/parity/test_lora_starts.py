@@ -12,7 +12,7 @@ from torch import Tensor
 from tests import oracles
 from tests.oracles import base_of
 from tests.parity.seen import SEEN
-from tests.parity.test_peft import REAL, assert_close, assert_gradients_close, bare, move, ours, run_peft
+from tests.parity.test_peft import REAL, assert_close, assert_given_ours_it_agrees, bare, move, ours, run_peft
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
 from tritune.methods.lora import METHOD, LoRA
@@ -68,13 +68,7 @@ def test_a_start_from_the_weights_is_pefts(name: str, stabilised: bool, start: A
         a, b = (t[f"{site.key}.B"] @ t[f"{site.key}.A"] for t in (mine, theirs))
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     move(delta, 0.1 if name != REAL else 0.02)
-    with torch.no_grad():
-        for tensor_name, parameter in mine.items():
-            theirs[tensor_name].copy_(parameter)
-    wanted = run_peft(model)
-    got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare(name))
-    assert_gradients_close(gradients, {n: t.grad for n, t in theirs.items() if t.grad is not None})
+    assert_given_ours_it_agrees(name, delta, theirs, lambda: run_peft(model))
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -107,13 +101,7 @@ def test_ranks_and_alphas_by_role_are_pefts_patterns(name: str) -> None:
         "alpha_pattern": {linear[Role.MLP_UP]: 1.0, linear[Role.ATTN_O]: 8.0},
     }
     model, theirs = peft_lora(base, delta, r=2, lora_alpha=3.0, **patterns)
-    with torch.no_grad():
-        for tensor_name, parameter in delta.trainable().items():
-            theirs[tensor_name].copy_(parameter)
-    wanted = run_peft(model)
-    got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare(name))
-    assert_gradients_close(gradients, {n: t.grad for n, t in theirs.items() if t.grad is not None})
+    assert_given_ours_it_agrees(name, delta, theirs, lambda: run_peft(model))
 
 
 def test_what_cannot_be_set_up_is_listed_at_once() -> None:

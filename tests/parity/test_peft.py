@@ -108,6 +108,29 @@ def bare(name: str) -> list[Tensor]:
     return [stock_logits(oracles.stock_of(name), row) for row in ROWS]
 
 
+def assert_given_ours_it_agrees(
+    name: str,
+    delta: Delta,
+    pairs: Mapping[str, Tensor],
+    answers: Callable[[], list[Tensor]],
+    as_theirs: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+) -> None:
+    """With our numbers in its parameters, another package has our logits and gradients.
+
+    Args:
+        pairs: its parameters, by our names.
+        answers: its logits of every row; it leaves gradients of their weighted sum behind.
+        as_theirs: our tensors in the shapes that it keeps them in.
+    """
+    with torch.no_grad():
+        for tensor_name, parameter in as_theirs(delta.trainable()).items():
+            pairs[tensor_name].copy_(parameter)
+    wanted = answers()
+    got, gradients = ours(base_of(name), delta)
+    assert_close(got, wanted, bare(name))
+    assert_gradients_close(as_theirs(gradients), {n: p.grad for n, p in pairs.items() if p.grad is not None})
+
+
 # --- LoRA ---
 
 LORAS = {
@@ -153,15 +176,9 @@ def test_lora_is_pefts_lora(name: str, case: str) -> None:
         module = model.base_model.model.get_submodule(path)
         for part, layer in (("A", module.lora_A), ("B", module.lora_B)):
             tensors[f"{key}.{part}"] = layer["default"].weight
-    with torch.no_grad():
-        for tensor_name, tensor in tensors.items():
-            tensor.copy_(delta.export()[tensor_name])
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(trained) == len(tensors), "PEFT adapts exactly the same places"
-    wanted = run_peft(model)
-    got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare(name))
-    assert_gradients_close(gradients, {n: t.grad for n, t in tensors.items()})
+    assert_given_ours_it_agrees(name, delta, tensors, lambda: run_peft(model))
 
 
 @pytest.mark.parametrize("stabilised", [False, True])

@@ -18,11 +18,10 @@ from tests.parity.test_peft import (
     REAL,
     ROWS,
     assert_close,
+    assert_given_ours_it_agrees,
     assert_gradients_close,
-    bare,
     move,
     moved,
-    ours,
     run_peft,
     slopes,
     theirs,
@@ -91,17 +90,11 @@ def test_p_tuning_is_pefts_p_tuning(name: str, encoder: str) -> None:
         pairs |= {f"encoder.mlp.{n}": p for n, p in prompt.mlp_head.named_parameters()}
     assert pairs.keys() == delta.trainable().keys(), "the same nets"
     assert sum(p.numel() for p in pairs.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with torch.no_grad():
-        for tensor_name, parameter in delta.trainable().items():
-            pairs[tensor_name].copy_(parameter)
 
     def forward(row: Sequence[int]) -> Tensor:
         return model(input_ids=torch.tensor([list(row)])).logits[0, config.tokens :]
 
-    wanted = theirs(forward)
-    got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare(name))
-    assert_gradients_close(gradients, {n: p.grad for n, p in pairs.items()})
+    assert_given_ours_it_agrees(name, delta, pairs, lambda: theirs(forward))
     stored = model.get_prompt_embedding_to_save("default")
     torch.testing.assert_close(delta.export()["prompt"], stored.detach(), rtol=1e-5, atol=1e-6)
 
@@ -139,17 +132,12 @@ def test_prefix_tuning_is_pefts_prefix_tuning(name: str, hidden: int | None) -> 
     if hidden is not None:
         pairs |= {f"network.mlp.{n}": p for n, p in encoder.transform.named_parameters()}
     assert pairs.keys() == delta.trainable().keys(), "the same nets"
-    stored = {n: peft_order(p) if n == "table" and hidden is None else p for n, p in delta.trainable().items()}
-    assert {n: p.shape for n, p in stored.items()} == {n: p.shape for n, p in pairs.items()}
-    with torch.no_grad():
-        for tensor_name, parameter in stored.items():
-            pairs[tensor_name].copy_(parameter)
-    wanted = run_peft(model)
-    got, gradients = ours(base, delta)
-    assert_close(got, wanted, bare(name))
-    if hidden is None:
-        gradients = {"table": peft_order(gradients["table"])}
-    assert_gradients_close(gradients, {n: p.grad for n, p in pairs.items()})
+
+    def as_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: peft_order(t) if n == "table" and hidden is None else t for n, t in tensors.items()}
+
+    assert {n: p.shape for n, p in as_theirs(delta.trainable()).items()} == {n: p.shape for n, p in pairs.items()}
+    assert_given_ours_it_agrees(name, delta, pairs, lambda: run_peft(model), as_theirs)
     their_export = model.get_prompt_embedding_to_save("default")
     torch.testing.assert_close(peft_order(delta.export()["prefix"]), their_export, rtol=1e-5, atol=1e-6)
 
