@@ -20,6 +20,8 @@ Lang = Literal["en", "ru"]
 WIDE = 0.05
 #: fewer dev rows than this choose a learning rate and a step mostly by luck
 FEW_DEV_ROWS = 200
+#: a grid of so many learning rates has none that is not at an edge
+ALL_EDGES = 2
 #: below this many seeds a t-test over seeds has little power
 FEW_SEEDS = 5
 
@@ -79,6 +81,12 @@ TEXTS: Mapping[str, Mapping[Lang, str]] = {
         "en": "The best learning rate is the highest of the grid: {methods}. A higher one may do better.",
         "ru": "Лучшая скорость обучения оказалась наибольшей из перебранных: {methods}. Возможно, лучше ещё большая.",
     },
+    "small_grid": {
+        "en": "The learning rate was chosen from {rates} rates only, so the best one lies at an edge in any case; a wider "
+        "grid (--rates) may hold a better one.",
+        "ru": "Скорость обучения выбиралась всего из {rates} значений, так что лучшее в любом случае на краю сетки; более "
+        "широкая сетка (--rates) может дать лучшее.",
+    },
     "still_improving": {
         "en": "Best at the very last evaluation: {methods}. Longer training may still help, and not all equally.",
         "ru": "Лучший результат пришёлся на самую последнюю проверку: {methods}. Более долгое обучение может ещё "
@@ -137,6 +145,7 @@ def caveats(
         _train_rows(entries, train_rows_available),
         _grid_edges(entries),
         _still_improving(entries),
+        _small_grid(entries),
         _search_budgets(entries),
     )
     return tuple(found)
@@ -267,7 +276,7 @@ def _grid_edges(entries: Sequence[Entry]) -> Iterator[Caveat]:
         points = own[0].search
         rates = {point.learning_rate for point in points}
         chosen = next((point.learning_rate for point in points if point.chosen), None)
-        if chosen is None or len(rates) < 2:
+        if chosen is None or len(rates) <= ALL_EDGES:
             continue
         if chosen == min(rates):
             low.append(f"{method} ({chosen:g})")
@@ -277,6 +286,14 @@ def _grid_edges(entries: Sequence[Entry]) -> Iterator[Caveat]:
         yield Caveat(key="grid_low", values={"methods": ", ".join(low)})
     if high:
         yield Caveat(key="grid_high", values={"methods": ", ".join(high)})
+
+
+def _small_grid(entries: Sequence[Entry]) -> Iterator[Caveat]:
+    """Once for all methods, in place of an edge under each: there is nothing but edges."""
+    grids = [len({point.learning_rate for point in own[0].search}) for own in _trained(entries).values()]
+    small = [rates for rates in grids if 1 < rates <= ALL_EDGES]
+    if small:
+        yield Caveat(key="small_grid", values={"rates": max(small)})
 
 
 def _still_improving(entries: Sequence[Entry]) -> Iterator[Caveat]:

@@ -68,6 +68,7 @@ def test_no_entries_no_caveats_but_the_missing_baseline() -> None:
         ((zero_shot(), *FIVE), {"near_duplicates": 3}, "near_duplicates"),
         ((zero_shot(), entry(search=search(0))), {}, "grid_low"),
         ((zero_shot(), entry(search=search(2))), {}, "grid_high"),
+        ((zero_shot(), entry(search=search(0, (1e-4, 1e-3)))), {}, "small_grid"),
         ((zero_shot(), entry(search=())), {}, "no_search"),
         ((zero_shot(), entry("a"), entry("b", search=search(steps=20))), {}, "search_unequal"),
     ],
@@ -75,6 +76,16 @@ def test_no_entries_no_caveats_but_the_missing_baseline() -> None:
 def test_a_cause_brings_its_caveat(entries: tuple[Entry, ...], known: dict[str, int], expected: str) -> None:
     assert expected in keys(*entries, **known)
     assert expected not in keys(zero_shot(), *FIVE, dev_rows=200, train_rows_available=1000, near_duplicates=0)
+
+
+def test_a_grid_of_edges_is_told_once_and_calmly() -> None:
+    """The demo has two rates: an edge under every method would read as an alarm, and says nothing."""
+    both = (1e-4, 1e-3)
+    found = caveats([zero_shot(), entry("a", search=search(0, both)), entry("b", search=search(1, both))], ())
+    assert [one.values for one in found if one.key == "small_grid"] == [{"rates": 2}]
+    assert not {"grid_low", "grid_high"} & {one.key for one in found}
+    one = (1e-3,)
+    assert keys(zero_shot(), entry(search=search(0, one))) == ["one_seed", "no_search"]
 
 
 def test_best_at_the_last_evaluation() -> None:
