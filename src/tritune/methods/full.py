@@ -23,6 +23,8 @@ from tritune.models.pretrained import Base
 from tritune.models.sites import FAMILIES
 from tritune.spec import MethodConfig, Scope, Strategy
 
+#: the layer of what stands in front of all layers and is no embedding
+FRONT = -1
 Part = Literal["bias", "norms", "layers", "embeddings", "head"]
 
 
@@ -32,7 +34,8 @@ class Full(MethodConfig):
     parts: which weights move, one or more of "bias" (every bias term, BitFit), "norms", "layers" (everything in the layers),
         "embeddings" (of tokens and positions; with a tied head, the head too) and "head" (where it has its own weights);
         null: all of them.
-    top_layers: of the layers only the last so many; null: all. With parts null, embeddings stay too.
+    top_layers: of the layers only the last so many; null: all. Other weights in front of them stay too, with parts null also
+        the embeddings.
     layer_decay: each layer learns at so many times the rate of the one behind it (ELECTRA, Clark et al. 2020,
         arXiv:2003.10555); what stands behind the layers learns at the full rate, embeddings at the lowest. 1: all the same.
     l2_sp: strength of the pull back to the base, this / 2 times the squared distance (Li et al. 2018, L2-SP,
@@ -57,14 +60,14 @@ class Full(MethodConfig):
         """
         kinds, layers = _kinds(base), _layers(base)
         n_layers = 1 + max(layers.values())
-        first = n_layers - (self.top_layers or n_layers)
+        first = FRONT if self.top_layers is None else n_layers - self.top_layers
         reached = [name for name in kinds if layers.get(name, n_layers) >= first]
         problems = [
             Problem(f"part '{part}'", "no weight of this base is one")
             for part in self.parts or ()
             if not any(part in kinds[name] for name in reached)
         ]
-        if first < 0:
+        if (self.top_layers or 0) > n_layers:
             problems.append(Problem("top_layers", f"{self.top_layers}, but the base has {n_layers} layers"))
         tied = any(problem.where == "part 'head'" for problem in problems)
         Mismatch.check(
@@ -115,10 +118,16 @@ def _prefix(base: Base) -> str:
 
 
 def _layers(base: Base) -> dict[str, int]:
-    """The number of each parameter's layer; parameters outside of layers are not in it."""
-    prefix = _prefix(base)
-    inside = (name for name in base.parameters() if name.startswith(prefix))
-    return {name: int(name.removeprefix(prefix).partition(".")[0]) for name in inside}
+    """The number of each parameter's layer, or `FRONT`; embeddings and parameters behind the layers are not in it."""
+    family = FAMILIES[base.config.model_type](base.config)
+    inside = f"{family.layers}."
+    found = {}
+    for name in base.parameters():
+        if name.startswith(inside):
+            found[name] = int(name.removeprefix(inside).partition(".")[0])
+        elif any(name.startswith(f"{path}.") for path in family.front):
+            found[name] = FRONT
+    return found
 
 
 def _steps_from_the_end(base: Base) -> dict[str, int]:

@@ -31,6 +31,7 @@ class Family:
     """Paths of the modules, relative to one layer. A fused module serves several roles: see `_columns`.
 
     `norms`: the norm that a block's sum with the stream goes through, in families that norm after the sum.
+    `front`: modules of the whole model that stand in front of the layers and are no embedding.
     """
 
     layers: str
@@ -40,6 +41,7 @@ class Family:
     columns: Callable[[Any, Role], Tensor] | None = None
     fused: frozenset[Role] = field(default=frozenset())
     norms: Mapping[Role, str] = field(default_factory=dict)
+    front: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ def _opt(config: Any) -> Family:
         attn=Block("self_attn_layer_norm" if before else "self_attn", "self_attn"),
         mlp=Block("final_layer_norm" if before else "fc1", "fc2"),
         norms={} if before else {Role.BLOCK_ATTN: "self_attn_layer_norm", Role.BLOCK_MLP: "final_layer_norm"},
+        front=("model.decoder.project_in",),  # where embeddings are narrower than the layers (OPT-350m)
     )
 
 

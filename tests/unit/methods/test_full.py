@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.laws.conftest import training_rows
-from tests.oracles import base_of
+from tests.oracles import base_of, stock_logits, stock_of
 from tritune.errors import Mismatch
 from tritune.methods.base import Delta
 from tritune.methods.full import METHOD, Full, FullDelta
 from tritune.models.pretrained import Base
-from tritune.models.tiny import tiny_base
+from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.run import Training
 from tritune.train.loop import train
 
@@ -67,6 +67,26 @@ def test_top_layers_leave_what_lies_below() -> None:
     assert norms == {f"model.layers.2.{n}.weight" for n in ("input_layernorm", "post_attention_layernorm")} | {
         "model.norm.weight"
     }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_runs_in_front_of_the_layers_stays_with_those_below(name: str) -> None:
+    """OPT-350m projects its narrow embeddings up: by name that is neither an embedding nor a part of a layer."""
+    base, model = base_of(name), stock_of(name)
+    top = base.cache_shape[0] - 1
+    ran: list[str] = []
+    hooks = [m.register_forward_hook(lambda *_, path=p: ran.append(path)) for p, m in model.named_modules()]  # type: ignore[misc]
+    stock_logits(model, [5, 6, 7])
+    for hook in hooks:
+        hook.remove()
+    first = next(i for i, path in enumerate(ran) if f".{top}." in path)
+    own = base.parameters()
+    below = {f"{path}.{n}" for path in ran[:first] for n, _ in model.get_submodule(path).named_parameters()}
+    delta = fresh(Full(top_layers=1), base)
+    assert set(delta.trainable()) == set(own) - below
+    factors = fresh(Full(layer_decay=0.5), base).rate_factors()
+    in_front = set(ran[: next(i for i, path in enumerate(ran) if ".0." in path)])
+    assert {factors[n] for n in own if n.rpartition(".")[0] in in_front} == {0.5**4}, "deepest of all"
 
 
 def test_parts_that_are_not_there_are_named_at_once() -> None:
