@@ -12,16 +12,16 @@ import torch
 from benchmarks import flops, several
 from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
-from tritune.allocator import settle
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
 from tritune.models.dtype import Dtype
 from tritune.models.load import load_base
 from tritune.models.pretrained import Base
+from tritune.process import settle
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
-from tritune.train.collector import old_objects_left_alone
 from tritune.train.loop import batch_loss
+from tritune.train.memory import old_objects_left_alone, sweep
 from tritune.train.optim import AdamW, clipping
 
 
@@ -68,11 +68,12 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
         keeping = base.remembering(texts) if spec.again else nullcontext()
         with old_objects_left_alone(), keeping, base.bind(delta), base.without(delta.weights()):
             clock.start()
-            for members in spec.batches:
+            for n, members in enumerate(spec.batches, 1):
                 chosen = [rows[i] for i in members]
                 loss = batch_loss(base, training_batch(chosen)) / sum(len(row.target) for row in chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.take(spec.learning_rate, clipping(optimizer.norm(), 1.0))
+                sweep(n)
                 clock.step(loss.item())
 
     return train

@@ -15,6 +15,7 @@ from typing import Self, TextIO
 from benchmarks.protocol import READY, Outcome, Spec
 from benchmarks.sides import ENVIRONMENTS, HERE
 from tritune.exchange.adapter_hub.older import with_older_config
+from tritune.process import ENVIRONMENT
 
 ROOT = HERE.parent
 
@@ -45,7 +46,7 @@ class Worker:
         self._process = subprocess.Popen(
             [python, "-m", module, str(folder / "spec.json")],
             cwd=ROOT,
-            env=environment(self.threads),
+            env={**(ENVIRONMENT if ours else {}), **environment(self.threads)},  # as the command does
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import threading
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tritune.process import give_back
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -37,7 +38,8 @@ def measured(*, anew: bool = True) -> Iterator[Cost]:
     """
     cost = Cost()
     if anew:
-        _give_back()
+        gc.collect()
+        give_back()
     with _meter() as peak:
         start = time.perf_counter()
         try:
@@ -45,14 +47,6 @@ def measured(*, anew: bool = True) -> Iterator[Cost]:
         finally:
             cost.seconds = time.perf_counter() - start
             cost.peak_bytes = peak()
-
-
-def _give_back() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-        if trim is not None:
-            trim(0)
 
 
 @contextmanager

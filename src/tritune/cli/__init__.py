@@ -11,8 +11,8 @@ from io import TextIOWrapper
 
 def main() -> None:
     """The entry point of the `tritune` command."""
-    from tritune.allocator import settle
     from tritune.cli.app import app
+    from tritune.process import settle
 
     settle()
 

@@ -12,7 +12,7 @@ from tritune.methods.base import Delta
 from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
-from tritune.train.collector import old_objects_left_alone
+from tritune.train.memory import old_objects_left_alone, sweep
 from tritune.train.state import TrainState
 from tritune.train.trainer import Event, Job, Measured, Trainer, batch_loss, total_steps
 
@@ -56,6 +56,7 @@ def train(
     with old_objects_left_alone(), base.bind(delta), base.without(delta.weights()):
         for micro_batches in trainer.left():
             yield trainer.step(micro_batches)
+            sweep(trainer.facts.step)
             yield from trainer.after_step()
             stopped = not trainer.over and stop is not None and stop()
             if trainer.over or stopped:

@@ -22,7 +22,7 @@ from tritune.methods.base import Bank
 from tritune.models.base import IGNORE
 from tritune.models.pretrained import Base
 from tritune.text.pack import training_batch
-from tritune.train.collector import old_objects_left_alone
+from tritune.train.memory import old_objects_left_alone, sweep
 from tritune.train.trainer import Event, Job, Trainer
 
 
@@ -49,7 +49,7 @@ def train_together(
 
 
 def _all(base: Base, runs: dict[int, _Run], stop: Callable[[], bool] | None) -> Iterator[tuple[int, Event | Diverged]]:
-    stopped = False
+    stopped, rounds = False, 0
     while runs:
         for i in [i for i, run in runs.items() if stopped or not run.advance()]:
             for event in runs.pop(i).end(stopped):
@@ -58,6 +58,7 @@ def _all(base: Base, runs: dict[int, _Run], stop: Callable[[], bool] | None) -> 
             yield from ((i, event) for event in events)
             if isinstance(events[-1], Diverged):
                 del runs[i]
+        sweep(rounds := rounds + 1)
         stopped = bool(runs) and stop is not None and stop()
 
 

@@ -1,4 +1,5 @@
-"""How memory is asked for and kept: settings of the process, made by programs before their first tensor, never by an import.
+"""Settings of the process for training: how memory is asked for and kept, how threads wait for each other. Made by programs
+before they import torch, never by an import.
 
 A training step frees hundreds of megabytes of activations and asks for them again. By default glibc hands large blocks back
 to the system and gets them anew, page by page, each page cleared: several percent of a step. Knows no torch.
@@ -14,18 +15,20 @@ import platform
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MOST = 2**31 - 1
 
-
-#: Read by libraries at their first tensor; what the user has set stays.
-_ENVIRONMENT = {
+#: Read by libraries when they are loaded or at their first tensor; what the user has set stays.
+ENVIRONMENT = {
     # Products that oneDNN has at hand, one for every shape it met (1,024 otherwise): half a megabyte each in bf16. A step has
     # some 40 of them, and to make one takes 0.2 ms.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    # Rounds that a thread with nothing to do turns before it lets another program have its core. By default that is some
+    # milliseconds; where there is more to do than cores, threads then wait for each other: a step took eight times as long.
+    "GOMP_SPINCOUNT": "10000",
 }
 
 
 def settle() -> None:
     """All of it, for a program that trains."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     keep_freed_memory()
 
@@ -38,3 +41,9 @@ def keep_freed_memory() -> bool:
     # 32 MiB is the largest threshold glibc takes; single larger blocks stay the system's
     settings = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: _MOST, _TOP_PAD: 2**26}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def give_back() -> None:
+    """Hand pages that nothing lies in back to the system, where the C library can (glibc)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Freed memory is really kept: page faults of a second round tell."""
+"""Freed memory is really kept: page faults of a second round tell. What the user has set stays."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from tritune import allocator
+from tritune import process
 
 PROGRAM = """
 import resource, sys, torch
 if sys.argv[1] == "kept":
-    from tritune.allocator import keep_freed_memory
+    from tritune.process import keep_freed_memory
     if not keep_freed_memory():
         print("none"); raise SystemExit
 def round():
@@ -23,6 +23,14 @@ def round():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 round(), round()
 print(round())
+"""
+
+SETTLING = """
+import sys
+from tritune import process
+process.settle = lambda: print("torch" in sys.modules)
+from tritune.cli import main
+main()
 """
 
 
@@ -39,11 +47,17 @@ def test_freed_memory_is_kept() -> None:
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: True)  # of this very process otherwise
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.delenv(name, raising=False)
-    allocator.settle()
-    assert int(os.environ[name]) < 1024
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: True)  # of this very process otherwise
+    for name in process.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    process.settle()
+    assert all(os.environ[name] == value for name, value in process.ENVIRONMENT.items())
     monkeypatch.setenv(name, "7")
-    allocator.settle()
+    process.settle()
     assert os.environ[name] == "7"
+
+
+def test_the_command_settles_before_torch_is_there() -> None:
+    """How threads wait is read when torch is loaded, and never again."""
+    run = subprocess.run([sys.executable, "-c", SETTLING, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[0] == "False"
