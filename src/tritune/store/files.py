@@ -111,9 +111,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     with saving(path):
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path, {"format": "pt"})
+        save_file(_apart(tensors), path, {"format": "pt"})
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file holds them; a copy only of what shares memory with another one, for there may be gigabytes."""
+    found: dict[str, Tensor] = {}
+    taken: dict[int, list[tuple[int, int]]] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        start, end = own.data_ptr(), own.data_ptr() + own.nbytes
+        beside = taken.setdefault(own.untyped_storage().data_ptr(), [])
+        if any(start < other_end and other_start < end for other_start, other_end in beside):
+            own = own.clone()
+        else:
+            beside.append((start, end))
+        found[name] = own
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
