@@ -45,7 +45,7 @@ def _one_by_one(first: Trial, others: Iterator[Trial], steps: int, progress: Pro
         states: list[TrainState] = []
 
         def keep(state: TrainState, states: list[TrainState] = states) -> None:
-            states[:] = [state]  # the newest only: each holds a copy of everything that trains
+            states[:] = [state.kept()]  # the newest only: each holds a copy of everything that trains
 
         try:
             follow(trial.events(until=steps, save=keep), progress, _name([trial], progress), steps)
@@ -60,7 +60,7 @@ def _at_once(trials: Sequence[Trial], steps: int, progress: Progress) -> Iterato
     states: dict[int, TrainState] = {}
 
     def keep(trial: Trial, state: TrainState) -> None:
-        states[id(trial)] = state
+        states[id(trial)] = state.kept()
 
     progress.stage(_name(trials, progress), steps * len(trials), "steps")
     for trial, event in events_together(trials, steps, keep):

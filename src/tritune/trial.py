@@ -112,7 +112,8 @@ class Trial:
         save: Callable[[TrainState], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Iterator[Event]:
-        """Train on, to the end, to step `until` or until `stop` says so; then `save` has the state to go on from.
+        """Train on, to the end, to step `until` or until `stop` says so; then `save` has had the state to go on from, in
+        tensors that training goes on in: it writes them, or takes `kept()`.
 
         Raises:
             Diverged: a loss or gradient is not finite.

@@ -75,7 +75,7 @@ def test_p_tuning_resumes_with_its_encoder(config: PTuning) -> None:
     states: list[TrainState] = []
     straight = fresh(config, base_of(TINY))
     go(straight)
-    go(fresh(config, base_of(TINY)), until=4, save=states.append)
+    go(fresh(config, base_of(TINY)), until=4, save=lambda state: states.append(state.kept()))
     encoder = [name for name in states[-1].group("delta") if name.startswith("encoder.")]
     assert encoder
     resumed = fresh(config, base_of(TINY), seed=77)

@@ -228,7 +228,7 @@ def test_resume_is_bit_for_bit(case: Case, stop: int) -> None:
     straight, resumed = case.fresh(), case.fresh()
     run(case, straight, training, evaluate=look)
     states: list[TrainState] = []
-    run(case, resumed, training, evaluate=look, until=stop, save=states.append)
+    run(case, resumed, training, evaluate=look, until=stop, save=lambda state: states.append(state.kept()))
     other = case.fresh(seed=99)  # nothing may be left over from the delta that was stopped
     torch.manual_seed(12345)
     run(case, other, training, evaluate=look, resume=states[-1])

@@ -187,7 +187,7 @@ def test_a_state_that_was_taken_over_is_not_kept(task: Classification) -> None:
     """Of full fine-tuning it holds every weight: kept, it would count as memory of the training."""
     states: list[TrainState] = []
     first = Trial(base_of(BASE), task, tt.Full(), QUICK, 1e-3, 0)
-    list(first.events(until=1, save=states.append))
+    list(first.events(until=1, save=lambda state: states.append(state.kept())))
     second = Trial(base_of(BASE), task, tt.Full(), QUICK, 1e-3, 0, resume=states.pop())
     assert second.resume is not None
     weights = [weakref.ref(t) for name, t in second.resume.tensors.items() if name.startswith("delta/")]
@@ -205,7 +205,8 @@ def test_in_bf16_too_what_dev_saw_in_training_is_what_is_served(kind: str, task:
     base = tiny_base(BASE, dtype=torch.bfloat16)
     config, rate, _ = EFFORT[kind]
     trial = Trial(base, task, config, QUICK, rate, 0)
-    assert {p.dtype for p in trial.delta.trainable().values()} == {torch.float32}
+    narrow = {n for n, p in trial.delta.trainable().items() if p.dtype is not torch.float32}
+    assert narrow == set(trial.delta.rests()), "a master, or a half of one"
     list(trial.events())
     assert trial.best is not None
     found = trial.adaptation().evaluate(split=Split.DEV)
@@ -275,7 +276,7 @@ def test_a_run_from_remembered_texts_goes_on_bit_for_bit() -> None:
     scored = 2 * sum(4 + sum(len(choice) - 1 for choice in row.choices) for row in straight._dev.encoded)
     assert sum(computed) == sum(map(len, texts)) + behind + scored, "every text once, whatever the epochs"
     states: list[TrainState] = []
-    list(stopped.events(until=steps - 4, save=states.append))
+    list(stopped.events(until=steps - 4, save=lambda state: states.append(state.kept())))
     resumed = trial(states[-1])
     list(resumed.events())
     for name, tensor in straight.delta.state().items():

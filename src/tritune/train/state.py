@@ -36,7 +36,7 @@ class Facts(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """`tensors` by group: "delta/...", "optimizer/...", "best/...", "rng"."""
+    """`tensors` by group: "delta/...", "optimizer/...", "best/...", "rng". Those of a run in progress are its own."""
 
     facts: Facts
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -44,7 +44,14 @@ class TrainState:
     def group(self, name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
 
+    def kept(self) -> TrainState:
+        """A copy that stays as it is while training goes on."""
+        return TrainState(self.facts, copied(self.tensors))
+
 
 def grouped(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, since training goes on in the originals."""
-    return {f"{name}/{key}": tensor.detach().clone() for key, tensor in tensors.items()}
+    return {f"{name}/{key}": tensor.detach() for key, tensor in tensors.items()}
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

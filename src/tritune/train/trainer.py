@@ -24,7 +24,7 @@ from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_in
 from tritune.train.optim import AdamW, clipping, rate
-from tritune.train.state import Best, Facts, TrainState, grouped
+from tritune.train.state import Best, Facts, TrainState, copied, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class Job:
 
     Args:
         evaluate: scores dev under the delta, which is bound meanwhile; called `training.evaluations` times.
-        save: gets the whole state after each evaluation and at the end; None: nothing is kept.
+        save: gets the whole state after each evaluation and at the end, to be written or copied (`TrainState.kept`) before
+            it returns: training goes on in these tensors. None: nothing is kept.
         until: pause after this step: dev is looked at (which decides nothing unless it was due), the state is saved, the
             best is not restored.
     """
@@ -241,7 +242,7 @@ class Trainer:
         best = self.facts.best
         better = best is None or (measured.score, -measured.loss) > (best.score, -best.loss)
         if better:
-            self.best = grouped("best", self.delta.state())
+            self.best = grouped("best", copied(self.delta.state()))
             best = Best(step=self.facts.step, score=measured.score, loss=measured.loss)
         self.facts = self.facts.model_copy(update={"best": best, "stale": 0 if better else self.facts.stale + 1})
         return self._event("evaluation", dev=measured, best=better)

@@ -296,7 +296,7 @@ class Run:
         with self.base.remembering(known(self.given) if remember else {}, memory=memory):
             events = train(
                 PASSES, self.base, self.delta, self.given, learning_rate=1e-2, seed=5,
-                evaluate=self.evaluate, save=self.states.append, **options,
+                evaluate=self.evaluate, save=lambda state: self.states.append(state.kept()), **options,
             )  # fmt: skip
             return list(events)
 

@@ -44,6 +44,11 @@ def go(delta: Delta, training: Training, **options: object) -> Iterator[Event]:
     return train(training, base_of(BASE), delta, ROWS, **settings)  # type: ignore[arg-type]
 
 
+def into(states: list[TrainState]) -> Callable[[TrainState], None]:
+    """Keeps every state that is saved."""
+    return lambda state: states.append(state.kept())
+
+
 def state_of(delta: Delta) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in delta.state().items()}
 
@@ -184,7 +189,7 @@ def test_a_run_that_stopped_early_does_not_go_on_when_resumed() -> None:
     dev = Scripted(delta, [(0.5, 1.0), (0.4, 1.0), (0.4, 1.0), *[(0.9, 0.1)] * 9])
     training = EIGHT.model_copy(update={"evaluations": 8, "patience": 2})
     states: list[TrainState] = []
-    events = run(delta, training, evaluate=dev, save=states.append, until=6)
+    events = run(delta, training, evaluate=dev, save=into(states), until=6)
     assert events[-2].kind == "stopped"
     assert same(state_of(delta), dev.seen[0])
     again = fresh(seed=9)
@@ -195,7 +200,7 @@ def test_a_run_that_stopped_early_does_not_go_on_when_resumed() -> None:
 
 def test_a_state_beyond_the_step_to_stop_at_takes_no_step() -> None:
     states: list[TrainState] = []
-    run(fresh(), EIGHT.model_copy(update={"evaluations": 0}), save=states.append, until=4)
+    run(fresh(), EIGHT.model_copy(update={"evaluations": 0}), save=into(states), until=4)
     events = run(fresh(), EIGHT.model_copy(update={"evaluations": 0}), resume=states[-1], until=2)
     assert not [e for e in events if e.kind == "step"]
 
@@ -206,7 +211,7 @@ def test_asked_to_stop_it_stops_after_the_step_and_can_go_on() -> None:
     run(straight, training)
     states: list[TrainState] = []
     asked = iter([False, False, True])
-    events = run(other, training, stop=lambda: next(asked), save=states.append)
+    events = run(other, training, stop=lambda: next(asked), save=into(states))
     assert [(e.kind, e.step) for e in events] == [("step", 1), ("step", 2), ("step", 3)]
     last = fresh(seed=7)
     run(last, training, resume=states[-1])
@@ -288,7 +293,7 @@ def test_clipping_bounds_the_step_but_tells_the_whole_norm() -> None:
     delta = fresh(PTuning(tokens=2, encoder="none"))
     saved: list[TrainState] = []
     tiny = EIGHT.model_copy(update={"clip": 1e-3, "evaluations": 0})
-    event, *_ = go(delta, tiny, save=saved.append, until=1)
+    event, *_ = go(delta, tiny, save=into(saved), until=1)
     (moment,) = (t for name, t in saved[-1].tensors.items() if name.endswith("/exp_avg"))
     assert float(moment.norm()) == pytest.approx(1e-4, rel=1e-2)
     assert event.gradient_norm > 1e-2
@@ -338,7 +343,13 @@ def test_a_state_goes_through_safetensors_and_goes_on_bit_for_bit(config: Method
         first = fresh(config)
         states: list[TrainState] = []
         count = iter(range(1, 99))
-        run(first, training, evaluate=dev(first), save=states.append, stop=lambda: next(count) == stop)  # noqa: B023
+        run(
+            first,
+            training,
+            evaluate=dev(first),
+            save=into(states),
+            stop=lambda: next(count) == stop,  # noqa: B023
+        )
         state = through_disk(states[-1], tmp_path)
         assert state.facts.step == stop
         second = fresh(config, seed=77)
@@ -357,7 +368,7 @@ def test_saving_does_not_disturb_the_run_and_states_are_independent_of_it() -> N
     kept: list[tuple[TrainState, dict[str, Tensor]]] = []
 
     def save(state: TrainState) -> None:
-        kept.append((state, {name: t.clone() for name, t in state.tensors.items()}))
+        kept.append((state.kept(), {name: t.clone() for name, t in state.tensors.items()}))
 
     run(saved, training, evaluate=Scripted(saved, [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0)]), save=save)
     assert same(state_of(plain), state_of(saved))
@@ -371,7 +382,12 @@ def test_a_state_holds_no_tensor_of_the_base(kind: str) -> None:
     base = {p.detach().numpy().tobytes() for p in base_of(BASE).parameters().values()}
     for config in method(kind).variants:
         states: list[TrainState] = []
-        run(fresh(config), EIGHT.model_copy(update={"evaluations": 0}), until=1, save=states.append)
+        run(
+            fresh(config),
+            EIGHT.model_copy(update={"evaluations": 0}),
+            until=1,
+            save=into(states),
+        )
         tensors = states[-1].tensors
         assert not base & {t.numpy().tobytes() for t in tensors.values() if t.dtype is torch.float32}
         learned = sum(t.numel() for name, t in tensors.items() if name.startswith("delta/"))
@@ -381,7 +397,7 @@ def test_a_state_holds_no_tensor_of_the_base(kind: str) -> None:
 def test_a_state_is_plain_data() -> None:
     delta = fresh()
     states: list[TrainState] = []
-    run(delta, EIGHT, evaluate=Scripted(delta, [(0.1, 1.0)] * 4), save=states.append)
+    run(delta, EIGHT, evaluate=Scripted(delta, [(0.1, 1.0)] * 4), save=into(states))
     groups = {name.split("/")[0] for name in states[-1].tensors}
     assert groups == {"delta", "optimizer", "best", "rng"}
     json.dumps(states[-1].facts.model_dump(mode="json"))
@@ -390,7 +406,12 @@ def test_a_state_is_plain_data() -> None:
 
 def test_a_state_of_another_delta_is_refused() -> None:
     states: list[TrainState] = []
-    run(fresh(LoRA(rank=2)), EIGHT.model_copy(update={"evaluations": 0}), until=2, save=states.append)
+    run(
+        fresh(LoRA(rank=2)),
+        EIGHT.model_copy(update={"evaluations": 0}),
+        until=2,
+        save=into(states),
+    )
     with pytest.raises((RuntimeError, KeyError)):
         run(fresh(LoRA(rank=3)), EIGHT.model_copy(update={"evaluations": 0}), resume=states[-1])
     assert_unbound()

@@ -95,7 +95,7 @@ def test_a_run_goes_on_alone_from_a_state_of_several() -> None:
     whole = Job(training, fresh(LoRA(), 0), ROWS, 1e-2, 3)
     alone(whole)
     kept: list[TrainState] = []
-    paused = Job(training, fresh(LoRA(), 0), ROWS, 1e-2, 3, save=kept.append, until=2)
+    paused = Job(training, fresh(LoRA(), 0), ROWS, 1e-2, 3, save=lambda state: kept.append(state.kept()), until=2)
     other = Job(training, fresh(LoRA(), 1), ROWS, 1e-3, 4, until=2)
     assert [e.kind for _, e in train_together(base_of(BASE), [paused, other]) if isinstance(e, Event)] == ["step"] * 4
     list(train(training, base_of(BASE), paused.delta, ROWS, learning_rate=1e-2, seed=3, resume=kept[-1]))
