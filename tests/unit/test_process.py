@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -43,7 +44,10 @@ def test_freed_memory_is_kept() -> None:
     kept = faults("kept")
     if kept == "none":
         pytest.skip("this C library has no such setting")
-    assert int(kept) * 10 < int(faults("as it is"))
+    pages = 20 * 1_000_000 * 4 // resource.getpagesize()
+    assert int(kept) * 10 < pages
+    # Left as it is, the library now and then keeps memory too: where a small block happens to lie at the end of its heap.
+    assert any(int(faults("as it is")) * 2 > pages for _ in range(5))
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class FullDelta(Delta):
         self._factors = dict(factors or {})
         self._rests: dict[str, Tensor] = {}
         for name, tensor in weights.items():
-            self._take(name, tensor.detach(), dtype)
+            self._take(name, tensor.detach().contiguous(), dtype)
 
     def _take(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         if dtype is not torch.bfloat16:
