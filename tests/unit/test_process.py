@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -17,6 +16,9 @@ if sys.argv[1] == "kept":
     from tritune.process import keep_freed_memory
     if not keep_freed_memory():
         print("none"); raise SystemExit
+else:  # large blocks are the system's; left as it is, glibc now and then keeps them by luck
+    import ctypes
+    ctypes.CDLL(None).mallopt(-3, 2**17)
 def round():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = [torch.ones(1_000_000) for _ in range(20)]
@@ -44,10 +46,7 @@ def test_freed_memory_is_kept() -> None:
     kept = faults("kept")
     if kept == "none":
         pytest.skip("this C library has no such setting")
-    pages = 20 * 1_000_000 * 4 // resource.getpagesize()
-    assert int(kept) * 10 < pages
-    # Left as it is, the library now and then keeps memory too: where a small block happens to lie at the end of its heap.
-    assert any(int(faults("as it is")) * 2 > pages for _ in range(5))
+    assert int(kept) * 10 < int(faults("given back"))
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

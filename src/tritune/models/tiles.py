@@ -3,8 +3,9 @@
 Query heads that share a key head are folded into the rows of one product, spans into its batch, and all spans meet the keys
 they share in one product of its own. A tile takes some queries of every span and only keys that these may see, so of long
 rows about half is never computed; their weights are made again in the backward instead of kept (as by Dao et al. 2022,
-arXiv:2205.14135, but with whole rows of weights in a tile). On a CPU this is two to four times as fast as torch's fused
-kernel, at 32 tokens a row as at 1,024. Its oracle is attention written out query by query, in the tests.
+arXiv:2205.14135, but with whole rows of weights in a tile). On a CPU this is faster than torch's fused kernel, from four
+times at 32 tokens a row to 1.4 times at 2,048 (docs/performance.md). Its oracle is attention written out query by query, in
+the tests.
 Shapes: N packed tokens, M keys, H query heads, K key heads, G = H / K, d head width, B spans of a group, l queries of a tile,
 R = G * l, P keys that all spans of a group share, S its other keys, s those that a tile sees, T = P + s.
 """

@@ -1,7 +1,7 @@
 """Attention over packed rows in one call of torch's variable-length kernel: what runs on a GPU in 16-bit formats.
 
 Every span sees what stands before it, then itself up to each query: with its keys side by side that is plain causal attention
-of a row whose queries are its last tokens. No padding, no mask, no groups. `attention.py` group by group is its slow twin,
+of a row whose queries are its last tokens. No padding, no mask, no groups. `tiles.py` group by group is its slow twin,
 and does what the kernel cannot: soft caps, wide formats, processors.
 Shapes: N packed tokens, T keys of all spans side by side, H query heads, K key heads, d head width.
 """

@@ -98,7 +98,8 @@ class Trainer:
         self.training, self.delta, self.rows = job.training, job.delta, job.rows
         training, delta, rows, seed = job.training, job.delta, job.rows, job.seed
         self.parameters = dict(delta.trainable())
-        summed = training.accumulate > 1 or delta.penalty() is not None
+        with torch.no_grad():  # only whether there is one
+            summed = training.accumulate > 1 or delta.penalty() is not None
         self.optimizer = AdamW(
             self.parameters, training.weight_decay, delta.rate_factors(), delta.rests(), summed=summed
         )
