@@ -1,6 +1,7 @@
 """Training speed on one GPU: bases of 0.1B to 8B shape with random weights, made from configs; nothing is fetched or stored.
 
     python -m benchmarks.gpu [--shapes 0.1B 1B 3B 8B] [--methods lora full] [--length 4096] [--batch-tokens 16384]
+    python -m benchmarks.gpu --methods lora --quantise fp8       a frozen base in floats of 8 bits, multiplied as such
     python -m benchmarks.gpu --device cpu --shapes tiny --length 32 --batch-tokens 64       does it run at all
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
@@ -15,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,10 +30,11 @@ from benchmarks.sides import SUBJECTS
 from tritune.measure import measured
 from tritune.methods import method
 from tritune.models import regions
+from tritune.models.load import quantise_layers
 from tritune.models.pretrained import Base
 from tritune.models.probe import probe
 from tritune.models.tiny import byte_tokenizer
-from tritune.spec import Digests, digest
+from tritune.spec import Digests, Quantisation, digest
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
@@ -50,8 +52,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
 WARMUP = 2
 
 
-def build(name: str, longest: int, device: str) -> Base:
-    """A base of this shape with random weights, that has passed the probe."""
+def build(name: str, longest: int, device: str, form: Quantisation | None = None) -> Base:
+    """A base of this shape with random weights, quantised to `form`, that has passed the probe."""
     layers, hidden, intermediate, heads, kv_heads, vocabulary, tied = SHAPES[name]
     config = AutoConfig.for_model(
         "llama",
@@ -67,6 +69,8 @@ def build(name: str, longest: int, device: str) -> Base:
     torch.manual_seed(0)
     with torch.device(device):  # drawing eight thousand million numbers takes minutes on a processor
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    if form is not None:
+        quantise_layers(model, form, torch.bfloat16)
     same = digest({"random": name})
     base = Base(model, byte_tokenizer(), f"random-{name}", Digests(weights=same, config=same, tokenizer=same))
     probe(base)
@@ -147,6 +151,7 @@ def line(subject: Subject, compiled: bool, way: Turns, matrix_rate: float) -> di
     tokens = sum(row.n_trained for row in subject.rows)
     return {
         "base": subject.base.name,
+        "quantised": subject.base.quantised,
         "method": subject.kind,
         "compiled": compiled,
         "device": torch.cuda.get_device_name() if subject.base.device.type == "cuda" else "cpu",
@@ -165,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["0.1B", "1B", "3B", "8B"])
     parser.add_argument("--methods", nargs="+", choices=list(SUBJECTS), default=["lora", "full"])
+    parser.add_argument("--quantise", choices=get_args(Quantisation), help="form of a frozen base's weights")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--turns", type=int, default=3)
@@ -172,9 +178,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/gpu.jsonl)")
     options = parser.parse_args()
+    if options.quantise and "full" in options.methods:
+        parser.error("a quantised base stays as it is: leave 'full' out of --methods")
     records = Records("gpu", options.out)
     for shape in options.shapes:
-        base = build(shape, options.length, options.device)
+        base = build(shape, options.length, options.device, options.quantise)
         rows = rows_of(max(1, options.batch_tokens // options.length), options.length, SHAPES[shape][5])
         for name in options.methods:
             try:

@@ -205,8 +205,8 @@ def load(
         ref: its folder, or (the beginning of) its content hash.
         base: the base, or where it is now; None: the one named in the manifest, in the number format of its training.
         task: with rows to evaluate on; None: the stored task, without rows.
-        quantise: the form of the base's weights, where it shall be another than in training: "int8", "nf4" or "none". The
-            answers are others then, usually by little: evaluate again.
+        quantise: the form of the base's weights, where it shall be another than in training: "int8", "nf4", "fp8" or
+            "none". The answers are others then, usually by little: evaluate again.
 
     Raises:
         Mismatch: one error with everything that does not fit: base weights, their form, config, tokenizer, prompt

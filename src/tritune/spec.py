@@ -68,8 +68,8 @@ class Given(Frozen, metaclass=_Made):
 
 
 #: the forms that the weights of a frozen base may be kept in; and to say that they shall be kept as numbers
-Quantisation = Literal["int8", "nf4"]
-Quantise = Literal["int8", "nf4", "none"]
+Quantisation = Literal["int8", "nf4", "fp8"]
+Quantise = Literal["int8", "nf4", "fp8", "none"]
 
 
 class Strategy(StrEnum):

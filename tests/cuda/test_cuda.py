@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tests.laws.conftest import Case, batch_of, ids_of, kinds_and_variants, training_rows
 from tritune.methods import method
 from tritune.methods.base import Bank, Delta
-from tritune.models import head, regions, varlen
+from tritune.models import fp8, head, regions, varlen
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Segment, Span
 from tritune.models.head import SummedLoss
 from tritune.models.pretrained import Base
@@ -215,6 +215,31 @@ def test_logits_of_a_narrow_base_are_wide() -> None:
     x_KD = torch.randn(9, 32, device="cuda").bfloat16()
     weight_VD = base.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
     torch.testing.assert_close(head.product(x_KD, weight_VD), x_KD.float() @ weight_VD.float().T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_products_in_8_bits_are_those_that_a_processor_counts_out(n: int) -> None:
+    draw = torch.Generator().manual_seed(n)
+    codes, scales_E = fp8.pack(0.1 * torch.randn(96, 64, generator=draw))
+    x, g = torch.randn(2, n, 64, generator=draw).bfloat16(), torch.randn(2, n, 96, generator=draw).bfloat16()
+    there = [t.cuda() for t in (codes, scales_E, x, g)]
+    if not fp8.runs_here(there[2], there[0]):
+        assert torch.cuda.get_device_capability() < fp8.CAPABILITY
+        return
+    assert spread(fp8.product(there[2], *there[:2]), fp8.product(x, codes, scales_E)) < 2**-7
+    assert spread(fp8.slope(there[3], *there[:2]), fp8.slope(g, codes, scales_E)) < 2**-7
+
+
+def test_a_base_in_fp8_learns_nearly_as_its_weights_do() -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):  # only bf16 is multiplied in 8 bits
+        base = tiny_base("llama", dtype=dtype, device="cuda", quantise="fp8")
+        delta = Case(method("lora"), method("lora").variants[0], base).moved()
+        found.append(loss_and_slopes(base, delta, training_batch(training_rows())))
+    (wanted, slopes), (loss, rough) = found
+    torch.testing.assert_close(loss.float(), wanted, rtol=0.05, atol=0.05)
+    whole, rounded = (torch.cat([g.flatten().float() for g in each.values()]) for each in (slopes, rough))
+    assert spread(rounded, whole) < 0.65
 
 
 def test_dropout_of_a_run_is_the_same_every_time() -> None:

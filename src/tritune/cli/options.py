@@ -21,11 +21,13 @@ class NumberFormat(StrEnum):
 class Form(StrEnum):
     INT8 = "int8"
     NF4 = "nf4"
+    FP8 = "fp8"
 
 
 class FormNow(StrEnum):
     INT8 = "int8"
     NF4 = "nf4"
+    FP8 = "fp8"
     NONE = "none"
 
 
@@ -50,7 +52,7 @@ Device = Annotated[
 ]
 QuantiseBase = Annotated[
     Form | None,
-    _option("--quantise", help="Keep the frozen base in 8 or 4 bits: less memory, not faster.", panel=BASE),
+    _option("--quantise", help="Keep the frozen base in 8 or 4 bits: less memory, but not faster.", panel=BASE),
 ]
 
 Compiled = Annotated[

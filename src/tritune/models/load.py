@@ -41,7 +41,7 @@ def load_base(
         ref: a packaged name ("smollm2-135m"), a local folder, a GGUF file, or a Hub id.
         dtype: None: bf16 where the machine is faster with it, else fp32.
         device: None: the first GPU if there is one, else the CPU.
-        quantise: keep the weights of the layers' linear maps in 8 bits ("int8", one scale per output) or 4 ("nf4");
+        quantise: keep the weights of the layers' linear maps in 8 bits ("int8" or, as floats, "fp8") or 4 ("nf4");
             embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time.
         compiled: make element-wise parts of the layers one kernel each, with torch.compile, when they first run. That takes
             some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU does it where there is a
@@ -57,7 +57,7 @@ def load_base(
     config = _config(located)
     check_family(config, next(iter(config.architectures or ()), located.name))
     if quantise is not None:
-        check_library()
+        check_library(quantise)
     tokenizer = AutoTokenizer.from_pretrained(
         located.folder, config=config, local_files_only=True, trust_remote_code=False
     )

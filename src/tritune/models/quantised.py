@@ -1,9 +1,11 @@
 """Frozen linear maps whose weights are kept in 8 or 4 bits: the base takes less memory, nothing learns in these weights.
 
-bitsandbytes turns weights into codes and back. The product is ours: the codes become a matrix in the number format of the
-inputs, which is used and dropped, forward and again backward. So a quantised base computes exactly what a float base with the
-dequantised weights computes, on every device, and its gradients are that base's gradients. (The library's own 8-bit product
-rounds the inputs to 8 bits too, and a graph that keeps dequantised matrices would hold the whole base in floats.)
+bitsandbytes turns weights into codes and back, for fp8 torch does. The product is ours: the codes become a matrix in
+the number format of the inputs, which is used and dropped, forward and again backward. So a quantised base computes
+exactly what a float base with the dequantised weights computes, and its gradients are that base's gradients. (The
+library's own 8-bit product rounds the inputs to 8 bits too, and a graph that keeps dequantised matrices would hold the
+whole base in floats.) One thing is left to the machine, as number formats are: fp8 in a base that computes in bf16, on
+a GPU with a unit for it, multiplies codes.
 Knows modules; no family, no method. Shapes: D and E input and output width of a map, B blocks.
 """
 
@@ -24,10 +26,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tritune.errors import Unavailable
+from tritune.models import fp8
 from tritune.spec import Quantisation
 
 #: weights that share one scale in nf4 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); their scales stay in fp32
 BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """Products without a matrix of floats: x Wᵀ of inputs, codes and scales, and g W; and where there are such products."""
+
+    runs_here: Callable[[Tensor, Tensor], bool]
+    product: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,8 @@ class Form:
 
     pack: Callable[[Tensor], tuple[Tensor, Tensor]]
     unpack: Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
+    #: how codes are multiplied as they are; None: they never are
+    native: Native | None = None
 
 
 def _pack_int8(weight_ED: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +80,11 @@ def _unpack_nf4(codes: Tensor, scales_B: Tensor, shape: tuple[int, int], dtype: 
     return unpacked.view(shape).to(dtype)
 
 
-FORMS: Mapping[Quantisation, Form] = {"int8": Form(_pack_int8, _unpack_int8), "nf4": Form(_pack_nf4, _unpack_nf4)}
+FORMS: Mapping[Quantisation, Form] = {
+    "int8": Form(_pack_int8, _unpack_int8),
+    "nf4": Form(_pack_nf4, _unpack_nf4),
+    "fp8": Form(fp8.pack, fp8.unpack, Native(fp8.runs_here, fp8.product, fp8.slope)),
+}
 
 
 class QuantisedLinear(nn.Module):
@@ -88,10 +106,19 @@ class QuantisedLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", dict(source.named_parameters(recurse=False)).get("bias"))
 
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Codes and scales."""
+        return self.get_buffer("codes"), self.get_buffer("scales")
+
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(E, D), dequantised anew."""
-        shape = (self.out_features, self.in_features)
-        return FORMS[self.form].unpack(self.get_buffer("codes"), self.get_buffer("scales"), shape, dtype)
+        return FORMS[self.form].unpack(*self.kept, (self.out_features, self.in_features), dtype)
+
+    def native(self, x: Tensor) -> Native | None:
+        """How codes are multiplied as they are, where this machine does that with such inputs."""
+        native = FORMS[self.form].native
+        return native if native is not None and native.runs_here(x, self.get_buffer("codes")) else None
 
     def stored(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix as the family keeps it: (D, E) where it is transposed."""
@@ -107,17 +134,20 @@ class QuantisedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ (..., E) with a matrix that exists only while it is used. `F.linear` on `matrix` is its slow twin."""
+    """x Wᵀ (..., E), its matrix there only while it is used, or not at all. `F.linear` on `matrix` is the slow twin."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: QuantisedLinear) -> Tensor:
         ctx.module = module
-        return F.linear(x, module.matrix(x.dtype))
+        native = module.native(x)
+        return F.linear(x, module.matrix(x.dtype)) if native is None else native.product(x, *module.kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g @ ctx.module.matrix(g.dtype), None
+        module: QuantisedLinear = ctx.module
+        native = module.native(g)
+        return g @ module.matrix(g.dtype) if native is None else native.slope(g, *module.kept), None
 
 
 def put_quantised(model: nn.Module, modules: Iterable[nn.Module], form: Quantisation) -> None:
@@ -125,7 +155,7 @@ def put_quantised(model: nn.Module, modules: Iterable[nn.Module], form: Quantisa
     there both all weights and all codes.
 
     Raises:
-        Unavailable: bitsandbytes is not installed.
+        Unavailable: bitsandbytes is not installed, and this form needs it.
     """
     wanted = set(modules)
     for parent in list(model.modules()):
@@ -187,12 +217,13 @@ def resident_bytes(model: nn.Module) -> int:
     return sum(places.values())
 
 
-def check_library() -> None:
+def check_library(form: Quantisation) -> None:
     """
     Raises:
-        Unavailable: bitsandbytes is not installed.
+        Unavailable: bitsandbytes is not installed, and this form needs it.
     """
-    _library()
+    if form != "fp8":
+        _library()
 
 
 @cache

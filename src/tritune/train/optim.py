@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -90,9 +90,9 @@ class AdamW:
         steps = {f"{name}/step": step for name, step in self._steps.items()}
         return steps | {f"{name}/{kind}": t for kind, of in self._moments.items() for name, t in of.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
-        for key, tensor in state.items():
+    def restore(self, state: Iterable[tuple[str, Tensor]]) -> None:
+        """Go on from a state, item by item."""
+        for key, tensor in state:
             name, _, kind = key.rpartition("/")
             (self._steps if kind == "step" else self._moments[kind])[name].copy_(tensor)
 

@@ -5,7 +5,7 @@ Written as safetensors + JSON; nothing here is ever pickled. Knows no method: a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -39,10 +39,15 @@ class TrainState:
     """`tensors` by group: "delta/...", "optimizer/...", "best/...", "rng". Those of a run in progress are its own."""
 
     facts: Facts
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def group(self, name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+
+    def given_up(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """Those of a group; each leaves the state in its turn, so that what copies it elsewhere holds nothing twice."""
+        for key in [key for key in self.tensors if key.startswith(f"{name}/")]:
+            yield key.removeprefix(f"{name}/"), self.tensors.pop(key)
 
     def kept(self) -> TrainState:
         """A copy that stays as it is while training goes on."""

@@ -111,13 +111,13 @@ class Trainer:
         torch.manual_seed(seed)  # dropout of adaptations draws from the global generator
 
     def resume(self, state: TrainState) -> None:
-        """Go on from a state; its tensors are taken over, not copied."""
+        """Go on from a state, of which nothing is left then: its tensors are taken over, or copied and let go one by one."""
         self.facts = state.facts
         self.curve = list(state.facts.curve)
-        self.delta.restore(state.group("delta"))
-        self.optimizer.restore(state.group("optimizer"))
-        self.best = {f"best/{name}": tensor for name, tensor in state.group("best").items()}
-        torch.set_rng_state(state.tensors["rng"])
+        self.delta.restore(dict(state.given_up("delta")))
+        self.optimizer.restore(state.given_up("optimizer"))
+        self.best = grouped("best", dict(state.given_up("best")))
+        torch.set_rng_state(state.tensors.pop("rng"))
 
     def state(self) -> TrainState:
         tensors = grouped("delta", self.delta.state()) | grouped("optimizer", self.optimizer.state()) | self.best

@@ -355,6 +355,7 @@ def test_a_state_goes_through_safetensors_and_goes_on_bit_for_bit(config: Method
         second = fresh(config, seed=77)
         torch.manual_seed(991)
         rest = run(second, training, evaluate=dev(second), resume=state)
+        assert not state.tensors, "a second copy of everything was held as long as the state was"
         assert same(state_of(second), state_of(straight))
         assert [(e.kind, e.step, e.point.train_loss, e.best) for e in rest] == [
             (e.kind, e.step, e.point.train_loss, e.best) for e in events if e.step > stop or (e.kind == "done")

@@ -121,7 +121,7 @@ def test_the_state_of_an_optimizer_is_all_it_needs() -> None:
             if i == stop:
                 state = {key: t.clone() for key, t in optimizer.state().items()}
                 optimizer = AdamW(parameters)
-                optimizer.restore(state)
+                optimizer.restore(state.items())
             for name, gradient in found.items():
                 parameters[name].grad = gradient.clone()
             optimizer.take(0.01)
