@@ -45,11 +45,12 @@ def _one_by_one(first: Trial, others: Iterator[Trial], steps: int, progress: Pro
         states: list[TrainState] = []
 
         def keep(state: TrainState, states: list[TrainState] = states) -> None:
-            states[:] = [state.kept()]  # the newest only: each holds a copy of everything that trains
+            states[:] = [state]  # lent; a trial that pauses leaves its tensors, and a copy would be gigabytes
 
         try:
             follow(trial.events(until=steps, save=keep), progress, _name([trial], progress), steps)
         except Diverged as error:
+            states.clear()
             _say_diverged(trial, error, progress)
         yield trial, states.pop() if states else None
         trial = next(others, None)
@@ -60,11 +61,12 @@ def _at_once(trials: Sequence[Trial], steps: int, progress: Progress) -> Iterato
     states: dict[int, TrainState] = {}
 
     def keep(trial: Trial, state: TrainState) -> None:
-        states[id(trial)] = state.kept()
+        states[id(trial)] = state  # lent, as above
 
     progress.stage(_name(trials, progress), steps * len(trials), "steps")
     for trial, event in events_together(trials, steps, keep):
         if isinstance(event, Diverged):
+            states.pop(id(trial), None)
             _say_diverged(trial, event, progress)
             continue
         point = event.point

@@ -14,6 +14,7 @@ from tritune.methods import method
 from tritune.progress import Silent
 from tritune.run import Training
 from tritune.search import _at_once, _best, _one_by_one, choose
+from tritune.train.loop import Measured
 from tritune.trial import Trial
 
 RATES = (1e-3, 3e-2, 1e-1)
@@ -36,8 +37,8 @@ class Heard(Silent):
         self.said.append(message)
 
 
-def trials(kind: str) -> Iterator[Trial]:
-    training = Training(epochs=2, batch_tokens=60, evaluations=3)
+def trials(kind: str, evaluations: int = 3) -> Iterator[Trial]:
+    training = Training(epochs=2, batch_tokens=60, evaluations=evaluations)
     for rate in RATES:
         yield Trial(base_of("qwen3"), task_of(), method(kind).Config(), training, rate, 0)
 
@@ -78,6 +79,27 @@ def test_a_rate_that_diverges_is_said_and_left_behind() -> None:
     assert leader is not given[1]
     assert [p.dev_loss is None for p in points] == [False, True, False]
     assert [line.startswith("lora: rate 0.03 diverged.") for line in heard.said] == [True]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_rate_that_diverges_after_a_good_look_does_not_lead(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be gone on with from before, and diverge again."""
+    given = list(trials("lora", evaluations=20))
+    spoiled = given[1]
+    looks: list[int] = []
+
+    def look_and_break() -> Measured:
+        looks.append(1)
+        with torch.no_grad():
+            next(iter(spoiled.delta.trainable().values())).fill_(float("nan"))
+        return Measured(score=1.0, loss=0.0)
+
+    monkeypatch.setattr(spoiled, "_evaluate", look_and_break)
+    reached = _at_once(given, STEPS, Silent()) if at_once else _one_by_one(given[0], iter(given[1:]), STEPS, Silent())
+    leader, points = _best(reached, STEPS)
+    assert looks
+    assert leader is not spoiled
+    assert [p.dev_loss is None for p in points] == [False, True, False]
 
 
 def test_where_all_diverge_there_is_nothing_to_choose() -> None:
