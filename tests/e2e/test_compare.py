@@ -185,6 +185,7 @@ def test_list_and_show(done: tuple[Done, Path], record: dict[str, Any], tritune:
     shown = tritune("show", one).stdout
     assert "intact" in shown
     assert "спорт" in shown
+    assert any(line.endswith(f"  {one}") for line in shown.splitlines()), "a path in one piece"
     whole = json.loads(tritune("show", one, "--json").stdout)
     assert whole["manifest"]["method"] == trained(record)[-1]["method"]
 

@@ -41,12 +41,18 @@ def show(adaptation: options.Adaptation, as_json: options.AsJson = False) -> Non
 
 
 def _print(stored: Stored, states: Mapping[str, str]) -> None:
+    facts = (*_facts(stored), *((f"file {name}", state) for name, state in states.items()))
+    console = page()
+    if not console.is_terminal:  # in a file or a pipe every fact is a line
+        width = max(len(name) for name, _ in facts)
+        console.print("\n".join(f"{name:<{width}}  {value}" for name, value in facts), soft_wrap=True)
+        return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in (*_facts(stored), *((f"file {name}", state) for name, state in states.items())):
+    for name, value in facts:
         table.add_row(Text(name), Text(value))
-    page().print(table)
+    console.print(table)
 
 
 def _state(wanted: str, problem: str | None) -> str:
