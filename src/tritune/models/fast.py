@@ -24,6 +24,7 @@ from tritune.models.attention import packed_attention
 from tritune.models.base import LINEAR_ROLES, LowRank, Site
 from tritune.models.bound import Stream
 from tritune.models.layout import Layout
+from tritune.models.quantised import Codes, QuantisedLinear
 from tritune.models.sites import Place
 
 #: class names, as transformers spells them: a subclass may compute something else
@@ -34,29 +35,39 @@ NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 class FrozenMaps:
-    """Linear maps of one input, as one product. Their weights become views of one matrix."""
+    """Linear maps of one input, as one product. Their weights, or codes, become views of one matrix."""
 
-    def __init__(self, modules: Sequence[nn.Linear], sites: Sequence[Site], stream: Stream) -> None:
-        self.modules, self.sites, self.stream = tuple(modules), tuple(sites), stream
+    def __init__(
+        self, modules: Sequence[nn.Linear] | Sequence[QuantisedLinear], sites: Sequence[Site], stream: Stream
+    ) -> None:
+        self.modules: tuple[nn.Linear | QuantisedLinear, ...] = tuple(modules)
+        self.sites, self.stream = tuple(sites), stream
         self.widths = [module.out_features for module in modules]
-        #: other kinds (quantised ones) have no matrix that could be part of a larger one, and run apart
-        self.joinable = all(type(module) is nn.Linear for module in modules)
-        self.own = [module.weight for module in modules] if self.joinable else []
+        plain = all(type(module) is nn.Linear for module in modules)
+        #: others have no matrix that could be part of a larger one, and run apart
+        self.joinable = plain or all(isinstance(module, QuantisedLinear) and module.joinable for module in modules)
+        self.own = [module.weight for module in modules if isinstance(module, nn.Linear)] if plain else []
         biases: list[nn.Parameter | None] = [module.bias for module in modules]
         self.own_biases = [bias for bias in biases if bias is not None]
         if self.joinable:
             self._joined()
 
-    def _joined(self) -> tuple[Tensor, Tensor | None]:
+    def _joined(self) -> tuple[Tensor | Codes, Tensor | None]:
         """All weights as one (E, D), and all biases (E,)."""
-        return _joined(self.own), _joined(self.own_biases) if self.own_biases else None
+        bias_E = _joined(self.own_biases) if self.own_biases else None
+        if self.own:
+            return _joined(self.own), bias_E
+        parts = [module.kept for module in self.modules if isinstance(module, QuantisedLinear)]
+        codes, scales = (_joined([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+        return Codes(parts[0].form, codes, scales, (sum(self.widths), parts[0].shape[1])), bias_E
 
     def together(self, x_ND: Tensor) -> Tensor | None:
         """(N, E), or None where some map must run by itself."""
         if not self.joinable:
             return None
         biases: list[Tensor | None] = [module.bias for module in self.modules]
-        now = [*(module.weight for module in self.modules), *(bias for bias in biases if bias is not None)]
+        weights = [module.weight for module in self.modules if isinstance(module, nn.Linear)]
+        now = [*weights, *(bias for bias in biases if bias is not None)]
         own = [*self.own, *self.own_biases]
         if any(a is not b or b.requires_grad for a, b in zip(now, own, strict=True)):
             return None  # weights or biases of an edit's own, or no longer frozen: they need gradients

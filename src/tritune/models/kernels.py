@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, starmap
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -219,8 +219,18 @@ class Part:
     terms: tuple[LowRank | None, ...]
 
 
+class Matrix(Protocol):
+    """A frozen matrix W (E, D) that is no tensor of numbers."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """x Wᵀ (..., E), a tensor of its own."""
+
+    def slope(self, g: Tensor) -> Tensor:
+        """g W (..., D), a tensor of its own."""
+
+
 def linear(
-    x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, widths: Sequence[int], parts: Sequence[Part]
+    x_ND: Tensor, weight_ED: Tensor | Matrix, bias_E: Tensor | None, widths: Sequence[int], parts: Sequence[Part]
 ) -> Tensor:
     """Several frozen linear maps of one input as one product, with low-rank terms for all tokens or for some.
 
@@ -239,7 +249,7 @@ def linear(
         if given:
             placed.append(_Placed(part.runs, tuple((place, term.scale) for place, term in given)))
             learned += [term.A_rD for _, term in given] + [term.B_Er for _, term in given]
-    if not placed:
+    if not placed and isinstance(weight_ED, Tensor):
         return F.linear(x_ND, weight_ED, bias_E)
     y_NE: Tensor = _LowRankLinear.apply(x_ND, weight_ED, bias_E, tuple(placed), *learned)  # type: ignore[no-untyped-call]
     return y_NE
@@ -260,9 +270,15 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None, placed: tuple[_Placed, ...], *learned: Tensor
+        ctx: Any,
+        x_ND: Tensor,
+        weight_ED: Tensor | Matrix,
+        bias_E: Tensor | None,
+        placed: tuple[_Placed, ...],
+        *learned: Tensor,
     ) -> Tensor:
-        y_NE = F.linear(x_ND, weight_ED, bias_E)
+        numbers = weight_ED if isinstance(weight_ED, Tensor) else None
+        y_NE = _frozen(x_ND, weight_ED, bias_E)
         images, used = [], []
         for part, A_RD, ranks, Bs in _terms(placed, learned, x_ND.dtype):
             used += [A_RD, *Bs]
@@ -271,7 +287,8 @@ class _LowRankLinear(torch.autograd.Function):
                 for (columns, scale), rank, B_Er in zip(part.terms, ranks, Bs, strict=True):
                     y_NE[run, columns].addmm_(h_nR[:, rank], B_Er.T, alpha=scale)
                 images.append(h_nR)
-        ctx.save_for_backward(x_ND, weight_ED, *used, *images)
+        ctx.save_for_backward(x_ND if placed else None, numbers, *used, *images)
+        ctx.matrix = None if numbers is not None else weight_ED
         ctx.placed, ctx.n_used = placed, len(used)
         ctx.stored_as = [tensor.dtype for tensor in learned]
         return y_NE
@@ -279,9 +296,11 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_ED, *saved = ctx.saved_tensors
+        x_ND, numbers_ED, *saved = ctx.saved_tensors
         used, images = iter(saved[: ctx.n_used]), iter(saved[ctx.n_used :])
-        grad_x = g_NE @ weight_ED if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = g_NE @ numbers_ED if ctx.matrix is None else ctx.matrix.slope(g_NE)
         slopes: list[Tensor] = []
         for part in ctx.placed:
             A_RD, Bs = next(used), [next(used) for _ in part.terms]
@@ -293,6 +312,13 @@ class _LowRankLinear(torch.autograd.Function):
             slopes += [sum(of_term[1:], of_term[0]) for of_term in zip(*of_runs, strict=True)]
         wide = [slope.to(dtype) for slope, dtype in zip(slopes, ctx.stored_as, strict=True)]
         return grad_x, None, None, None, *wide
+
+
+def _frozen(x_ND: Tensor, weight_ED: Tensor | Matrix, bias_E: Tensor | None) -> Tensor:
+    if isinstance(weight_ED, Tensor):
+        return F.linear(x_ND, weight_ED, bias_E)
+    y_NE = weight_ED.product(x_ND)
+    return y_NE if bias_E is None else y_NE.add_(bias_E)
 
 
 def _terms(

@@ -50,6 +50,8 @@ class Form:
     unpack: Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
     #: how codes are multiplied as they are; None: they never are
     native: Native | None = None
+    #: so many numbers in a row share a scale with no others
+    unit: int = 1
 
 
 def _pack_int8(weight_ED: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +84,38 @@ def _unpack_nf4(codes: Tensor, scales_B: Tensor, shape: tuple[int, int], dtype: 
 
 FORMS: Mapping[Quantisation, Form] = {
     "int8": Form(_pack_int8, _unpack_int8),
-    "nf4": Form(_pack_nf4, _unpack_nf4),
+    "nf4": Form(_pack_nf4, _unpack_nf4, unit=BLOCK),
     "fp8": Form(fp8.pack, fp8.unpack, Native(fp8.runs_here, fp8.product, fp8.slope)),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A matrix (E, D) in codes, and how it is multiplied: the matrix is there only while it is used, or not at all."""
+
+    form: Quantisation
+    codes: Tensor
+    scales: Tensor
+    shape: tuple[int, int]
+
+    def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(E, D), dequantised anew."""
+        return FORMS[self.form].unpack(self.codes, self.scales, self.shape, dtype)
+
+    def native(self, x: Tensor) -> Native | None:
+        """How codes are multiplied as they are, where this machine does that with such inputs."""
+        native = FORMS[self.form].native
+        return native if native is not None and native.runs_here(x, self.codes) else None
+
+    def product(self, x: Tensor) -> Tensor:
+        """x Wᵀ (..., E)."""
+        native = self.native(x)
+        return F.linear(x, self.matrix(x.dtype)) if native is None else native.product(x, self.codes, self.scales)
+
+    def slope(self, g: Tensor) -> Tensor:
+        """g W (..., D)."""
+        native = self.native(g)
+        return g @ self.matrix(g.dtype) if native is None else native.slope(g, self.codes, self.scales)
 
 
 class QuantisedLinear(nn.Module):
@@ -107,18 +138,18 @@ class QuantisedLinear(nn.Module):
         self.register_parameter("bias", dict(source.named_parameters(recurse=False)).get("bias"))
 
     @property
-    def kept(self) -> tuple[Tensor, Tensor]:
-        """Codes and scales."""
-        return self.get_buffer("codes"), self.get_buffer("scales")
+    def kept(self) -> Codes:
+        shape = (self.out_features, self.in_features)
+        return Codes(self.form, self.get_buffer("codes"), self.get_buffer("scales"), shape)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether codes of another one can follow in the same tensor."""
+        return self.out_features * self.in_features % FORMS[self.form].unit == 0
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(E, D), dequantised anew."""
-        return FORMS[self.form].unpack(*self.kept, (self.out_features, self.in_features), dtype)
-
-    def native(self, x: Tensor) -> Native | None:
-        """How codes are multiplied as they are, where this machine does that with such inputs."""
-        native = FORMS[self.form].native
-        return native if native is not None and native.runs_here(x, self.get_buffer("codes")) else None
+        return self.kept.matrix(dtype)
 
     def stored(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix as the family keeps it: (D, E) where it is transposed."""
@@ -126,7 +157,7 @@ class QuantisedLinear(nn.Module):
         return matrix_ED.T.contiguous() if self.transposed else matrix_ED
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x, self.kept)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
@@ -134,20 +165,18 @@ class QuantisedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ (..., E), its matrix there only while it is used, or not at all. `F.linear` on `matrix` is the slow twin."""
+    """A product that keeps nothing for its backward. `F.linear` on `matrix` is the slow twin."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: QuantisedLinear) -> Tensor:
-        ctx.module = module
-        native = module.native(x)
-        return F.linear(x, module.matrix(x.dtype)) if native is None else native.product(x, *module.kept)
+    def forward(ctx: Any, x: Tensor, codes: Codes) -> Tensor:
+        ctx.codes = codes
+        return codes.product(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        module: QuantisedLinear = ctx.module
-        native = module.native(g)
-        return g @ module.matrix(g.dtype) if native is None else native.slope(g, *module.kept), None
+        codes: Codes = ctx.codes
+        return codes.slope(g), None
 
 
 def put_quantised(model: nn.Module, modules: Iterable[nn.Module], form: Quantisation) -> None:

@@ -17,7 +17,7 @@ from tests.oracles import dequantised_base_of
 from tritune.methods import method
 from tritune.models import fp8
 from tritune.models.pretrained import Base
-from tritune.models.quantised import Native, QuantisedLinear
+from tritune.models.quantised import Codes, Native
 from tritune.models.tiny import tiny_base
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
@@ -94,7 +94,7 @@ def test_methods_learn_nearly_as_with_exact_products(kind: str, monkeypatch: pyt
     in_8_bits = Native(lambda x, codes: True, product, fp8.slope)
     for base, used in ((dequantised_base_of("llama", "fp8"), None), (quantised(), in_8_bits)):
         delta = Case(method(kind), method(kind).variants[0], base).moved()
-        monkeypatch.setattr(QuantisedLinear, "native", lambda self, x, used=used: used)
+        monkeypatch.setattr(Codes, "native", lambda self, x, used=used: used)
         with base.bind(delta):
             loss = batch_loss(base, training_batch(training_rows()))
             loss.backward()

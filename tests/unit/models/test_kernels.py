@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -99,6 +100,33 @@ def test_linear_maps_with_low_rank_terms(which: tuple[int, ...], bias: bool) -> 
     parts = parts_of(which, (slice(None),))
     same(
         lambda: kernels.linear(x, weight, given, widths, parts),
+        lambda: kernels.reference_linear(x, weight, given, widths, parts),
+        (x, *learned(parts)),
+    )
+
+
+@dataclass
+class Given:
+    """A matrix that is no tensor: what a quantised base gives."""
+
+    weight_ED: Tensor
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_ED)
+
+    def slope(self, g: Tensor) -> Tensor:
+        return g @ self.weight_ED
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("which", [(0, 2), ()], ids=str)
+def test_a_matrix_that_is_no_tensor(which: tuple[int, ...], bias: bool) -> None:
+    widths = [5, 3, 4]
+    x, weight = random(7, 6), random(12, 6, seed=1).detach()
+    given = random(12, seed=2).detach() if bias else None
+    parts = parts_of(which, (slice(1, 6),))
+    same(
+        lambda: kernels.linear(x, Given(weight), given, widths, parts),
         lambda: kernels.reference_linear(x, weight, given, widths, parts),
         (x, *learned(parts)),
     )

@@ -5,6 +5,7 @@ The oracle is a base of floats whose weights are the dequantised ones: nothing o
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import subprocess
@@ -186,6 +187,25 @@ def test_a_base_takes_the_bytes_it_should(name: str, form: Quantisation) -> None
     assert len(modules) == len(base.parameters().quantised)
     assert base.bytes == floats.bytes - saved
     assert base.bytes < 0.7 * floats.bytes
+
+
+@each
+def test_maps_of_one_input_lie_in_one_tensor_and_a_copy_in_its_own(form: Quantisation) -> None:
+    base = quantised_base_of("llama", form)
+    copied = Base(copy.deepcopy(base.model), base.tokenizer, "copied", base.digests)
+    for model in (base.model, copied.model):
+        attention = model.get_submodule("model.layers.0.self_attn")
+        maps = [attention.get_submodule(f"{name}_proj") for name in "qkv"]
+        assert len({m.get_buffer("codes").untyped_storage().data_ptr() for m in maps}) == 1
+    wanted = packed_logits(base, ROWS)
+    copied.model.get_submodule("model.layers.0.self_attn.v_proj").get_buffer("scales").zero_()
+    changed = packed_logits(copied, ROWS)
+    assert all(not torch.equal(a, b) for a, b in zip(changed, wanted, strict=True))
+    copied.twins = False
+    for fast, slow in zip(changed, packed_logits(copied, ROWS), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=3e-5)
+    for again, before in zip(packed_logits(base, ROWS), wanted, strict=True):
+        assert torch.equal(again, before)
 
 
 @each
