@@ -126,6 +126,8 @@ def load_base(
         "device": base.device.type,
     }
     progress.say(told("base", progress.lang, **facts))
+    if not base.twins:
+        progress.say(told("own_modules", progress.lang))
     return base
 
 

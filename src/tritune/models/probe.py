@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: root mean square of the differences of logits, as a share of their spread: rounding stays below, a leak far above
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+#: the same measure for twins, which round elsewhere: bf16 takes random rows of a trained base 0.07 to 0.1 from what float32
+#: says, and twins 0.04 to 0.05 from the modules
+OF_TWINS = TOLERANCE | {torch.bfloat16: 0.2}
 #: the same measure, where nothing is rounded otherwise
 SAME = 1e-6
 LENGTHS = (5, 1, 9, 3)
@@ -30,29 +33,31 @@ LENGTHS = (5, 1, 9, 3)
 
 @torch.no_grad()
 def probe(base: Base) -> float:
-    """Relative difference (root mean square) of packed and solo logits on a few short random rows.
+    """Relative difference (root mean square) of packed and solo logits on a few short random rows, by the model's own
+    modules. Where twins differ by more than rounding they are given up: `base.twins` is False then.
 
     Raises:
         UnsupportedBase: it is above the tolerance, or the model cannot run packed at all.
     """
     kind = f"{base.name} ({base.config.model_type}, {type(base.model).__name__})"
     rows = _rows(base)
-    at = torch.arange(sum(map(len, rows)))
+    at, twins = torch.arange(sum(map(len, rows))), base.twins
+    base.twins = False
     try:
         packed = base.logits(_batch(rows), at)
     except (TypeError, UnsupportedBase) as error:
         raise UnsupportedBase(f"{kind} cannot run packed rows: {error}") from error
     solo = torch.cat([_solo(base, row) for row in rows])
     difference = _difference(packed, solo)
-    if base.twins and not difference <= TOLERANCE[base.dtype]:
-        base.twins = False  # another version of transformers may compute something new: slower, but right
-        difference = _difference(base.logits(_batch(rows), at), solo)
     if not difference <= TOLERANCE[base.dtype]:
         raise UnsupportedBase(
             f"{kind} answers packed rows differently from the same rows alone (by {difference:.2g} of the logits' spread). "
             "It probably mixes tokens outside attention (convolution, state space, recurrence), and packing would make "
             "its rows leak into each other. tritune cannot adapt it."
         )
+    if twins:  # another version of transformers may compute something new: its modules are slower, but right
+        base.twins = True
+        base.twins = _difference(base.logits(_batch(rows), at), solo) <= OF_TWINS[base.dtype]
     return difference
 
 

@@ -29,6 +29,10 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "base {name}: {size} parameters, {dtype}, {bytes} on {device}",
         "модель {name}: параметров {size}, {dtype}, {bytes}, устройство {device}",
     ),
+    "own_modules": (
+        "slower than it could be: the base computes otherwise than our fast modules for its family, and runs on its own",
+        "медленнее, чем могло бы быть: модель считает не так, как наши быстрые модули её семейства, и работает на своих",
+    ),
     "other_form": (
         "trained on a base quantised to '{trained}', used on '{used}': scores may differ from those of its run",
         "обучено на модели с квантованием «{trained}», здесь «{used}»: оценки могут отличаться от прежних",
