@@ -6,7 +6,7 @@
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
 line per method, shape and way: as it comes, and with regions compiled (`--compile`), each in turn. Peak memory is what torch
-had allocated. Use of the machine counts as in `flops.py`.
+had allocated. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
 """
 
 from __future__ import annotations

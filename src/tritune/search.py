@@ -45,7 +45,7 @@ def _one_by_one(first: Trial, others: Iterator[Trial], steps: int, progress: Pro
         states: list[TrainState] = []
 
         def keep(state: TrainState, states: list[TrainState] = states) -> None:
-            states[:] = [state]  # lent; a trial that pauses leaves its tensors, and a copy would be gigabytes
+            states[:] = [state]  # the last one stays as it is, since the trial has paused; a copy may be gigabytes
 
         try:
             follow(trial.events(until=steps, save=keep), progress, _name([trial], progress), steps)

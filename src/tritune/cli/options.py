@@ -52,7 +52,11 @@ Device = Annotated[
 ]
 QuantiseBase = Annotated[
     Form | None,
-    _option("--quantise", help="Keep the frozen base in 8 or 4 bits: less memory, but not faster.", panel=BASE),
+    _option(
+        "--quantise",
+        help="Keep the frozen base in 8 or 4 bits: less memory, no less time (but fp8 on a GPU).",
+        panel=BASE,
+    ),
 ]
 
 Compiled = Annotated[

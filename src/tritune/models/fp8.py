@@ -26,10 +26,11 @@ STEP, CAPABILITY = 16, (8, 9)
 def pack(weight_ED: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (E, D) and a scale (E) per output: its largest weight becomes the format's largest number.
 
-    Codes are kept as bytes: floats would be turned into others with all floats of a module (`nn.Module.to`).
+    Codes are kept as bytes, since floats would be turned into others with all floats of a module (`nn.Module.to`), and row by
+    row, which the unit wants and a transposed weight is not.
     """
     codes_ED, scales_E1 = rounded(weight_ED)
-    return codes_ED.view(torch.uint8), scales_E1.flatten()
+    return codes_ED.contiguous().view(torch.uint8), scales_E1.flatten()
 
 
 def unpack(codes_ED: Tensor, scales_E: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

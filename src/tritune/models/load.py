@@ -42,7 +42,8 @@ def load_base(
         dtype: None: bf16 where the machine is faster with it, else fp32.
         device: None: the first GPU if there is one, else the CPU.
         quantise: keep the weights of the layers' linear maps in 8 bits ("int8" or, as floats, "fp8") or 4 ("nf4");
-            embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time.
+            embeddings, head and norms stay. `dtype` is what is computed in. It saves memory, not time; "fp8" both, on a
+            GPU that multiplies it.
         compiled: make element-wise parts of the layers one kernel each, with torch.compile, when they first run. That takes
             some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU does it where there is a
             C++ compiler.

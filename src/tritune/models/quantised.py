@@ -89,6 +89,21 @@ FORMS: Mapping[Quantisation, Form] = {
 }
 
 
+class _Use:
+    native = True
+
+
+@contextmanager
+def multiplied_as_numbers() -> Iterator[None]:
+    """Inside, every product is one of dequantised weights: for comparisons in which the rounding of codes' own products would
+    hide what is looked for."""
+    before, _Use.native = _Use.native, False
+    try:
+        yield
+    finally:
+        _Use.native = before
+
+
 @dataclass(frozen=True, slots=True)
 class Codes:
     """A matrix (E, D) in codes, and how it is multiplied: the matrix is there only while it is used, or not at all."""
@@ -105,7 +120,7 @@ class Codes:
     def native(self, x: Tensor) -> Native | None:
         """How codes are multiplied as they are, where this machine does that with such inputs."""
         native = FORMS[self.form].native
-        return native if native is not None and native.runs_here(x, self.codes) else None
+        return native if native is not None and _Use.native and native.runs_here(x, self.codes) else None
 
     def product(self, x: Tensor) -> Tensor:
         """x Wᵀ (..., E)."""

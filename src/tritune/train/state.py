@@ -45,7 +45,7 @@ class TrainState:
         return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
 
     def given_up(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Those of a group; each leaves the state in its turn, so that what copies it elsewhere holds nothing twice."""
+        """Those of a group; each leaves the state in its turn, and is gone once copied, unless others share its memory."""
         for key in [key for key in self.tensors if key.startswith(f"{name}/")]:
             yield key.removeprefix(f"{name}/"), self.tensors.pop(key)
 

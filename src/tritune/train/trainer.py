@@ -74,7 +74,8 @@ class Job:
     Args:
         evaluate: scores dev under the delta, which is bound meanwhile; called `training.evaluations` times.
         save: gets the whole state after each evaluation and at the end, to be written or copied (`TrainState.kept`) before
-            it returns: training goes on in these tensors. None: nothing is kept.
+            it returns: training goes on in these tensors. The last one of a run that has paused may be kept as it is. None:
+            nothing is kept.
         until: pause after this step: dev is looked at (which decides nothing unless it was due), the state is saved, the
             best is not restored.
     """
@@ -111,12 +112,13 @@ class Trainer:
         torch.manual_seed(seed)  # dropout of adaptations draws from the global generator
 
     def resume(self, state: TrainState) -> None:
-        """Go on from a state, of which nothing is left then: its tensors are taken over, or copied and let go one by one."""
+        """Go on from a state, of which nothing is left then: its tensors may be parts of a mapped file, which stays with the
+        process as long as one of them does."""
         self.facts = state.facts
         self.curve = list(state.facts.curve)
         self.delta.restore(dict(state.given_up("delta")))
         self.optimizer.restore(state.given_up("optimizer"))
-        self.best = grouped("best", dict(state.given_up("best")))
+        self.best = {f"best/{name}": tensor.clone() for name, tensor in state.given_up("best")}
         torch.set_rng_state(state.tensors.pop("rng"))
 
     def state(self) -> TrainState:

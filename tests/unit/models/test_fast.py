@@ -152,6 +152,22 @@ def test_a_twin_that_is_wrong_is_given_up_at_load(dtype: torch.dtype) -> None:
     assert not base.twins
 
 
+def test_a_twin_that_cannot_run_is_given_up_at_load() -> None:
+    base = tiny_base("llama")
+    norm = base.model.get_submodule("model.norm")
+    own = norm.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if base._stream.fast:
+            raise TypeError("an argument that nobody knew")
+        answer: Tensor = own(x)
+        return answer
+
+    norm.forward = forward
+    probe(base)
+    assert not base.twins
+
+
 def test_weights_of_joined_maps_are_held_once() -> None:
     base = tiny_base("llama")
     q, k = (base.model.get_submodule(f"model.layers.0.self_attn.{n}_proj").weight for n in "qk")

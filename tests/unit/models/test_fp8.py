@@ -1,10 +1,12 @@
 """Products in floats of 8 bits: those of what was rounded, summed as exactly as bf16 can say, and near enough to learn by.
 
 The oracle rounds the same numbers and multiplies them in float64. A processor has no unit for such products; torch's own
-function counts them out there, so that what is proven here is all but the unit.
+function (since some version after 2.11) counts them out there, so that what is proven here is all but the unit.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from tests.oracles import dequantised_base_of
 from tritune.methods import method
 from tritune.models import fp8
 from tritune.models.pretrained import Base
-from tritune.models.quantised import Codes, Native
+from tritune.models.probe import TOLERANCE, probe
+from tritune.models.quantised import FORMS, Codes, Native
 from tritune.models.tiny import tiny_base
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
@@ -66,6 +69,33 @@ def test_rows_know_nothing_of_each_other() -> None:
     for i in range(3):
         assert torch.equal(together[i : i + 1], fp8.product(rows[i : i + 1], codes, scales_E))
     assert not bool(together[2].any())
+
+
+def test_codes_of_a_transposed_weight_lie_row_by_row() -> None:
+    weight_ED = torch.randn(48, 32, generator=torch.Generator().manual_seed(0)).T
+    codes, scales_E = fp8.pack(weight_ED)
+    assert codes.is_contiguous()
+    plain, plain_scales = fp8.pack(weight_ED.contiguous())
+    assert torch.equal(codes, plain)
+    assert torch.equal(scales_E, plain_scales)
+
+
+def test_the_probe_asks_how_rows_are_packed_and_not_how_8_bits_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed and alone, rows round elsewhere in attention; 8 bits make so much of it that a base would be refused."""
+    products: list[int] = []
+
+    def product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        products.append(1)
+        return fp8.product(x, codes, scales)
+
+    base = quantised()
+    form = replace(FORMS["fp8"], native=Native(lambda x, codes: True, product, fp8.slope))
+    monkeypatch.setitem(FORMS, "fp8", form)  # type: ignore[misc]
+    assert probe(base) <= TOLERANCE[torch.bfloat16]
+    assert base.twins
+    assert not products
+    base.logits(training_batch(training_rows()), torch.arange(3))
+    assert products
 
 
 def test_codes_stay_codes_when_a_module_changes_its_floats() -> None:
