@@ -52,6 +52,8 @@ class Form:
     native: Native | None = None
     #: so many numbers in a row share a scale with no others
     unit: int = 1
+    #: whether bitsandbytes makes the codes
+    library: bool = True
 
 
 def _pack_int8(weight_ED: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,7 @@ def _unpack_nf4(codes: Tensor, scales_B: Tensor, shape: tuple[int, int], dtype: 
 FORMS: Mapping[Quantisation, Form] = {
     "int8": Form(_pack_int8, _unpack_int8),
     "nf4": Form(_pack_nf4, _unpack_nf4, unit=BLOCK),
-    "fp8": Form(fp8.pack, fp8.unpack, Native(fp8.runs_here, fp8.product, fp8.slope)),
+    "fp8": Form(fp8.pack, fp8.unpack, Native(fp8.runs_here, fp8.product, fp8.slope), library=False),
 }
 
 
@@ -266,7 +268,7 @@ def check_library(form: Quantisation) -> None:
     Raises:
         Unavailable: bitsandbytes is not installed, and this form needs it.
     """
-    if form != "fp8":
+    if FORMS[form].library:
         _library()
 
 

@@ -38,7 +38,8 @@ def train(
     Args:
         evaluate: scores dev under the delta, which is bound meanwhile; called `training.evaluations` times.
         save: gets the whole state after each evaluation and at the end, to be written or copied (`TrainState.kept`) before
-            it returns: training goes on in these tensors. None: nothing is kept.
+            it returns: training goes on in these tensors. The last one of a run that has paused may be kept as it is. None:
+            nothing is kept.
         resume: a saved state of the same run, which goes on bit for bit as if never stopped. It is taken over:
             do not use it again.
         until: pause after this step: dev is looked at (which decides nothing unless it was due), the state is saved, the
