@@ -67,7 +67,7 @@ def training(found: Iterable[Mapping[str, Any]]) -> Figure:
     )
     axes.set_ylabel("real tokens per second")
     axes.grid(visible=False, axis="x")
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(sides))  # above: no bar lies beneath
     return figure
 
 
