@@ -1,6 +1,7 @@
 """Who is measured against whom, and with which settings. The tables of the benchmarks; knows no torch.
 
-`peers/best.json` holds what `python -m benchmarks.sweep` found fastest for each method on one machine.
+`peers/best.json` holds what `python -m benchmarks.sweep` found fastest for each method on one machine, `peers/best-long.json`
+what it found with `--data long`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from benchmarks.protocol import Setup
 from tritune.methods import METHODS
 
 HERE = Path(__file__).parent
-BEST = HERE / "peers" / "best.json"
+BEST = {"short": HERE / "peers" / "best.json", "long": HERE / "peers" / "best-long.json"}
+#: rows of a batch that the search tries
+SIZES = {"short": (4, 8, 16, 32, 64), "long": (2, 4, 8, 16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +68,32 @@ def trl(*, tuned: bool, batch: int = 8) -> Setup:
     return Setup("peft", "trl", "default", "default", batch, sort=tuned, tuned=tuned)
 
 
-def tuned(method: str) -> Setup:
+def tuned(method: str, data: str = "short") -> Setup:
     """Where the search for a peer's best settings begins: a bare loop in the middle of the range."""
-    return Setup(LIBRARY.get(kind(method), "peft"), "own", "float32", "sdpa", 16, sort=True, tuned=True)
+    middle = SIZES[data][len(SIZES[data]) // 2]
+    return Setup(LIBRARY.get(kind(method), "peft"), "own", "float32", "sdpa", middle, sort=True, tuned=True)
 
 
-def alternatives(method: str, setup: Setup) -> list[list[Setup]]:
+def alternatives(method: str, setup: Setup, data: str = "short") -> list[list[Setup]]:
     """What the search tries, one question after the other: format with attention (what is fast in one format is slow in
     another), size of a batch, the library's own loop."""
     formats = SUBJECTS[method].formats
     return [
         [replace(setup, dtype=dtype, attention=name) for dtype in formats for name in ("sdpa", "eager")],
-        [replace(setup, batch=rows) for rows in (4, 8, 16, 32, 64)],
+        [replace(setup, batch=rows) for rows in SIZES[data]],
         [setup, replace(setup, loop="trainer")],
     ]
 
 
-def best(method: str) -> Setup:
+def best(method: str, data: str = "short") -> Setup:
     """The fastest settings found for the peer, or the start of the search where none were looked for."""
-    found = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
-    return Setup(**found[kind(method)]) if kind(method) in found else tuned(method)
+    found = _found(data)
+    return Setup(**found[kind(method)]) if kind(method) in found else tuned(method, data)
+
+
+def _found(data: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(BEST[data].read_text(encoding="utf-8")) if BEST[data].exists() else {}
+    return found
 
 
 def kind(method: str) -> str:
@@ -91,26 +101,25 @@ def kind(method: str) -> str:
     return SUBJECTS[method].kind
 
 
-def batch_tokens(method: str, lengths: Sequence[int]) -> int:
+def batch_tokens(method: str, lengths: Sequence[int], data: str = "short") -> int:
     """As many as the best peer takes of rows of these lengths: both learn in as many steps, and hold as much at once."""
-    return round(best(method).batch * mean(lengths))
+    return round(best(method, data).batch * mean(lengths))
 
 
-def keep_best(found: Mapping[str, Setup]) -> None:
+def keep_best(found: Mapping[str, Setup], data: str = "short") -> None:
     """Remember what a search found; methods it did not look at stay as they are."""
-    known = json.loads(BEST.read_text(encoding="utf-8")) if BEST.exists() else {}
-    known |= {method: asdict(setup) for method, setup in found.items()}
-    BEST.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    known = _found(data) | {method: asdict(setup) for method, setup in found.items()}
+    BEST[data].write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def roles(method: str, names: list[str], tokens: int) -> dict[str, Setup]:
+def roles(method: str, names: list[str], tokens: int, data: str = "short") -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters."""
     table = {
         "ours": ours(tokens),
         "compiled": ours(tokens, compiled=True),
-        "best": best(method),
+        "best": best(method, data),
         "default": default(method),
     }
     if method != "bottleneck":
-        table |= {"trl": trl(tuned=False), "trl-tuned": trl(tuned=True, batch=best(method).batch)}
+        table |= {"trl": trl(tuned=False), "trl-tuned": trl(tuned=True, batch=best(method, data).batch)}
     return {name: table[name] for name in names if name in table}

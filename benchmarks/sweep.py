@@ -1,6 +1,6 @@
-"""Looks for the best settings of every peer, one question after the other, and keeps them in `peers/best.json`.
+"""Looks for the best settings of every peer, one question after the other, and keeps them (`sides.BEST`).
 
-    python -m benchmarks.sweep [--methods lora full ptuning bottleneck]
+    python -m benchmarks.sweep [--methods lora full ptuning bottleneck] [--data long]
 
 Format with attention, batch size, the library's own loop: each question keeps the winner of the one before. Every candidate
 sees the same rows in batches of similar length. All of them are on record, the losing ones too.
@@ -18,25 +18,24 @@ from benchmarks.protocol import Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, alternatives, keep_best, tuned
+from benchmarks.sides import SIZES, SUBJECTS, alternatives, keep_best, tuned
 from benchmarks.turns import batches, deal
 from tritune.methods import method
 from tritune.models.locate import locate
 
 BASE = "smollm2-135m"
-ROWS = 64  # of a turn: the largest batch that is tried
 TURNS = 2
 PEERS = [name for name, subject in SUBJECTS.items() if not subject.again]  # whose peer is another line's
 
 
 def speeds(
-    name: str, candidates: list[Setup], rows_file: Path, lengths: list[int], records: Records
+    name: str, candidates: list[Setup], rows_file: Path, lengths: list[int], per_turn: int, records: Records
 ) -> dict[Setup, float]:
-    """Tokens per second of every candidate that runs."""
+    """Tokens per second of every candidate that runs, in turns of so many rows."""
     subject = SUBJECTS[name]
     found = {}
     for setup in candidates:
-        first, *timed = batches(deal(lengths, TURNS + 1, ROWS, setup.batch), lengths, setup, seed=0)
+        first, *timed = batches(deal(lengths, TURNS + 1, per_turn, setup.batch), lengths, setup, seed=0)
         turns = [first[:1], *timed]
         spec = Spec(
             setup=setup,
@@ -72,12 +71,12 @@ def speeds(
     return found
 
 
-def search(name: str, rows_file: Path, lengths: list[int], records: Records) -> Setup:
+def search(name: str, data: str, rows_file: Path, lengths: list[int], records: Records) -> Setup:
     """The fastest settings, question by question."""
-    chosen, known = tuned(name), dict[Setup, float]()
-    for question in range(len(alternatives(name, chosen))):
-        candidates = [setup for setup in alternatives(name, chosen)[question] if setup not in known]
-        known |= speeds(name, candidates, rows_file, lengths, records)
+    chosen, known = tuned(name, data), dict[Setup, float]()
+    for question in range(len(alternatives(name, chosen, data))):
+        candidates = [setup for setup in alternatives(name, chosen, data)[question] if setup not in known]
+        known |= speeds(name, candidates, rows_file, lengths, max(SIZES[data]), records)
         chosen = max(known, key=lambda setup: known[setup])
     return chosen
 
@@ -85,17 +84,18 @@ def search(name: str, rows_file: Path, lengths: list[int], records: Records) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--data", choices=list(SIZES), default="short")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/sweep.jsonl)")
     options = parser.parse_args()
     records = Records("sweep", options.out)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = reviews("short", (TURNS + 1) * ROWS, locate(BASE, progress=say).folder)
+        rows = reviews(options.data, (TURNS + 1) * max(SIZES[options.data]), locate(BASE, progress=say).folder)
         rows_file = Path(scratch) / "rows.json"
         write_rows(rows, rows_file)
         lengths = [row.tokens for row in rows]
         for name in options.methods:
-            found = search(name, rows_file, lengths, records)
-            keep_best({name: found})
+            found = search(name, options.data, rows_file, lengths, records)
+            keep_best({name: found}, options.data)
             records.add({"method": name, "best": asdict(found)})
 
 

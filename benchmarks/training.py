@@ -46,7 +46,7 @@ def specs(
     """What each side of a method does: the same rows in the same turns, in its own batches."""
     lengths = [row.tokens for row in rows]
     subject = SUBJECTS[name]
-    dealt = deal(lengths, options.turns + 1, options.rows, best(name).batch)
+    dealt = deal(lengths, options.turns + 1, options.rows, best(name, options.data).batch)
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
@@ -159,8 +159,10 @@ def measure(
     Raises:
         RunFailed: a side ended badly.
     """
-    tokens = batch_tokens(name, [row.tokens for row in rows]) if options.equal_steps else options.batch_tokens
-    setups = roles(name, options.roles, tokens)
+    tokens = (
+        batch_tokens(name, [row.tokens for row in rows], options.data) if options.equal_steps else options.batch_tokens
+    )
+    setups = roles(name, options.roles, tokens, options.data)
     planned = specs(name, setups, rows, rows_file, options)
     outcomes = in_turn(planned, threads=options.threads)
     found = []
