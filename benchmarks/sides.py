@@ -63,9 +63,9 @@ def default(method: str) -> Setup:
     return Setup(LIBRARY.get(kind(method), "peft"), "trainer", "default", "default", 8, sort=False, tuned=False)
 
 
-def trl(*, tuned: bool, batch: int = 8) -> Setup:
-    """TRL as installed; tuned: no recomputing of activations, fp32 arithmetic, rows of similar length together."""
-    return Setup("peft", "trl", "default", "default", batch, sort=tuned, tuned=tuned)
+def trl() -> Setup:
+    """TRL as installed."""
+    return Setup("peft", "trl", "default", "default", 8, sort=False, tuned=False)
 
 
 def tuned(method: str, data: str = "short") -> Setup:
@@ -113,7 +113,8 @@ def keep_best(found: Mapping[str, Setup], data: str = "short") -> None:
 
 
 def roles(method: str, names: list[str], tokens: int, data: str = "short") -> dict[str, Setup]:
-    """The sides of one method by the name of their part. TRL has no bottleneck adapters."""
+    """The sides of one method by the name of their part. TRL has no bottleneck adapters; tuned, it has what the best peer
+    has, without its recomputing of activations."""
     table = {
         "ours": ours(tokens),
         "compiled": ours(tokens, compiled=True),
@@ -121,5 +122,5 @@ def roles(method: str, names: list[str], tokens: int, data: str = "short") -> di
         "default": default(method),
     }
     if method != "bottleneck":
-        table |= {"trl": trl(tuned=False), "trl-tuned": trl(tuned=True, batch=best(method, data).batch)}
+        table |= {"trl": trl(), "trl-tuned": replace(best(method, data), loop="trl")}
     return {name: table[name] for name in names if name in table}

@@ -2,8 +2,8 @@
 keys that any of these may see.
 
 Knows positions and who sees whom; no layer, no model. `layout.py` makes groups, `tiles.py` computes with them.
-Shapes: B spans of a group, L its longest span, P keys that all its spans share, S longest list of a span's further keys,
-T = P + S; l queries and s further keys of a tile.
+Shapes: B spans of a group, L its longest span, P shared keys that its spans meet in products of their own, S longest list of
+a span's other keys, T = P + S; l queries of a tile and s of its other keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Tile:
 
     Attributes:
         queries: which of the L.
-        keys: which of the S; the shared ones are seen besides.
+        keys: which of the S; the P are seen besides.
         masked: where in (P + s) keys begin and end of which some query may not see some; the whole tile sees the others.
         hidden: (B, l, masked) true where a query may not see a key.
     """
@@ -42,8 +42,9 @@ class Tile:
 class Group:
     """Spans of similar size, to be attended in batched products.
 
-    Keys of parents that all members have in common stand in `shared_P` once, and are never copied per span. Padding
-    repeats a span's last token as query and is masked as key; `kept` says which of the B * L queries are real.
+    Keys of parents that all members have in common stand in `shared_P` once or, if they are few, as the first `n_copied` of
+    every span's own. Padding repeats a span's last token as query and is masked as key; `kept` says which of the B * L
+    queries are real.
     """
 
     query_BL: Tensor
@@ -52,6 +53,7 @@ class Group:
     query_position_BL: Tensor
     key_position_BT: Tensor  # shared keys, then the others; beyond every query where a key is padding
     kept: Tensor | None  # None: no padding
+    n_copied: int = 0
     _tiles: dict[int | None, tuple[Tile, ...]] = field(default_factory=dict, init=False)
     _folded: dict[tuple[int, int], list[Folded]] = field(default_factory=dict, init=False)
 
@@ -63,6 +65,7 @@ class Group:
             self.query_position_BL.to(device),
             self.key_position_BT.to(device),
             None if self.kept is None else self.kept.to(device),
+            self.n_copied,
         )
 
     @property
@@ -119,9 +122,11 @@ class Group:
         return real.index_fill(0, self.kept, True).view(self.query_BL.shape)
 
     @property
-    def real_BS(self) -> Tensor:
-        """Which of `key_BS` are keys, not padding."""
-        return self.key_position_BT[:, len(self.shared_P) :] < NEVER
+    def own_BS(self) -> Tensor:
+        """Which of `key_BS` are no padding, and not what all spans have in common."""
+        own = self.key_position_BT[:, len(self.shared_P) :] < NEVER
+        own[:, : self.n_copied] = False
+        return own
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 Knows no model: only spans and lengths. `attention.py` reads the result; `pieces.py` puts virtual tokens in their places.
 Shapes: N packed tokens (those of segments in front first), M keys (given ones, then packed ones), B spans of a group, L
-longest span of a group, P keys that all spans of a group share (or virtual tokens of a segment), S longest list of a
-span's further keys.
+longest span of a group, P shared keys that its spans meet in products of their own (or virtual tokens of a segment), S
+longest list of a span's other keys.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from tritune.models.varlen import Rows, rows_of
 
 #: spans are grouped as long as none is padded by more than this many tokens or this share of its length
 SLACK_TOKENS, SLACK_SHARE = 12, 0.34
+#: so many keys that all spans of a group share are copied for each: products of their own would cost more calls than that
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,25 @@ class Layout:
         return self.places[heads, n]
 
     @cached_property
-    def read_once(self) -> ReadOnce | None:
-        """Spans' own keys; None where one is another span's as well."""
-        keys, real = (
+    def own_keys(self) -> OwnKeys:
+        """Keys that spans have for themselves, if perhaps with some others; not what a whole group has in common."""
+        keys, own = (
             torch.cat([of(group).flatten() for group in self.groups])
-            for of in (attrgetter("key_BS"), attrgetter("real_BS"))
+            for of in (attrgetter("key_BS"), attrgetter("own_BS"))
         )
-        places = real.nonzero()[:, 0]
-        own, order = keys[places].sort()
-        return ReadOnce(own, places[order]) if len(torch.unique(own)) == len(own) else None
+        places = own.nonzero()[:, 0]
+        found, order = keys[places].sort()
+        return OwnKeys(found, places[order], once=len(torch.unique(found)) == len(found))
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOnce:
-    """Keys in their order, and where each stands among the groups' `key_BS`, one behind the other."""
+class OwnKeys:
+    """Keys in their order, where each stands among the groups' `key_BS`, one behind the other, and whether none is in there
+    for two spans."""
 
     keys: Tensor
     places: Tensor
+    once: bool
 
 
 def build(
@@ -207,6 +211,9 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n
     L = max(spans[i].length for i in members)
     common = _common([spans[i].parents for i in members])
     shared_P = _tokens(spans, common)
+    n_copied = len(shared_P) if len(shared_P) <= FEW else 0
+    if n_copied:
+        common, shared_P = (), shared_P[:0]
     keys = [_tokens(spans, (*spans[i].parents[len(common) :], i)) for i in members]
     S = max(map(len, keys))
     query_BL = torch.stack([_ramp(spans[i], L) for i in members])
@@ -218,7 +225,7 @@ def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n
     key_position_BT = torch.cat([positions_M[shared_P].expand(len(members), -1), key_position_BS], 1)
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept)
+    return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept, n_copied)
 
 
 def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

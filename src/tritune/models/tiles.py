@@ -1,13 +1,13 @@
 """Attention of many rows as plain batched products, with the backward written out.
 
 Query heads that share a key head are folded into the rows of one product, spans into its batch, and all spans meet the keys
-they share in one product of its own. A tile takes some queries of every span and only keys that these may see, so of long
-rows about half is never computed; their weights are made again in the backward instead of kept (as by Dao et al. 2022,
-arXiv:2205.14135, but with whole rows of weights in a tile). On a CPU this is faster than torch's fused kernel, from four
-times at 32 tokens a row to 1.4 times at 2,048 (docs/performance.md). Its oracle is attention written out query by query, in
-the tests.
+they share in one product of its own, where these are many. A tile takes some queries of every span and only keys that these
+may see, so of long rows about half is never computed; their weights are made again in the backward instead of kept (as by
+Dao et al. 2022, arXiv:2205.14135, but with whole rows of weights in a tile). On a CPU this is faster than torch's fused
+kernel, from four times at 32 tokens a row to 1.4 times at 2,048 (docs/performance.md). Its oracle is attention written out
+query by query, in the tests.
 Shapes: N packed tokens, M keys, H query heads, K key heads, G = H / K, d head width, B spans of a group, l queries of a tile,
-R = G * l, P keys that all spans of a group share, S its other keys, s those that a tile sees, T = P + s.
+R = G * l, P keys that all spans of a group share and meet apart, S its other keys, s those that a tile sees, T = P + s.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ class Tiles(torch.autograd.Function):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        (H, N, _), (K, M, _) = q_HNd.shape, k_KMd.shape
-        q_KGNd = q_HNd.reshape(K, H // K * N, -1)
-        outputs, saved = [], list[Tensor]()
+        (H, N, _), K = q_HNd.shape, len(k_KMd)
+        q_KGNd = _by_key_head(q_HNd, K)
+        outputs, weights = [], list[Tensor]()
         for group in layout.groups:
-            keys = _Keys(*_of_group(group, k_KMd), *_of_group(group, v_KMd))
-            saved += keys
+            keys = _of_group(group, k_KMd, v_KMd)
             for tile, folded in zip(group.tiles(window), group.folded(H // K, N), strict=True):
                 seen = keys.of(tile)
-                q = q_KGNd.index_select(1, folded.index).mul_(scale)
-                weight, _ = _weights(tile, q, seen, softcap)
+                weight, _ = _weights(tile, q_KGNd.index_select(1, folded.index).mul_(scale), seen, softcap)
                 outputs.append(_mixed(weight, seen))
-                saved += [q, weight] if _is_kept(seen, softcap) else [q]
-        ctx.save_for_backward(*saved)
-        ctx.layout, ctx.scale, ctx.window, ctx.softcap, ctx.sizes = layout, scale, window, softcap, (H, N, K, M)
+                if _is_kept(seen, softcap):
+                    weights.append(weight)
+        ctx.save_for_backward(q_HNd, k_KMd, v_KMd, *weights)
+        ctx.layout, ctx.scale, ctx.window, ctx.softcap = layout, scale, window, softcap
         return _joined(outputs).index_select(1, layout.unfolded(H // K, N)).view(H, N, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_HNd: Tensor) -> tuple[Tensor | None, ...]:
-        (H, N, K, M), layout = ctx.sizes, ctx.layout
-        saved = iter(ctx.saved_tensors)
-        g_KGNd = g_HNd.reshape(K, H // K * N, -1)
+        q_HNd, k_KMd, v_KMd, *saved = ctx.saved_tensors
+        (H, N, _), (K, M, _), layout = q_HNd.shape, k_KMd.shape, ctx.layout
+        weights = iter(saved)
+        q_KGNd, g_KGNd = _by_key_head(q_HNd, K), _by_key_head(g_HNd, K)
         grads_q, of_groups = list[Tensor](), list[_Keys]()
         for group in layout.groups:
-            keys = _Keys(*(next(saved) for _ in range(4)))
+            keys = _of_group(group, k_KMd, v_KMd)
             slopes = []
             for tile, folded in zip(group.tiles(ctx.window), group.folded(H // K, N), strict=True):
-                seen, q = keys.of(tile), next(saved)
-                kept = (next(saved), None) if _is_kept(seen, ctx.softcap) else None
+                seen, q = keys.of(tile), q_KGNd.index_select(1, folded.index).mul_(ctx.scale)
+                kept = (next(weights), None) if _is_kept(seen, ctx.softcap) else None
                 g = g_KGNd.index_select(1, folded.index)
                 if folded.padding is not None:
                     g.index_fill_(1, folded.padding, 0.0)
@@ -96,9 +96,16 @@ class _Keys(NamedTuple):
         return _Keys(self.k[:, tile.keys], self.k_P, self.v[:, tile.keys], self.v_P)
 
 
-def _of_group(group: Group, t_KMd: Tensor) -> tuple[Tensor, Tensor]:
-    own = t_KMd.index_select(1, group.key_BS.flatten()).view(-1, group.key_BS.shape[1], t_KMd.shape[-1])
-    return own, t_KMd.index_select(1, group.shared_P)
+def _of_group(group: Group, k_KMd: Tensor, v_KMd: Tensor) -> _Keys:
+    own = (t.index_select(1, group.key_BS.flatten()) for t in (k_KMd, v_KMd))
+    k, v = (t.view(-1, group.key_BS.shape[1], t.shape[-1]) for t in own)
+    return _Keys(k, k_KMd.index_select(1, group.shared_P), v, v_KMd.index_select(1, group.shared_P))
+
+
+def _by_key_head(t_HNd: Tensor, K: int) -> Tensor:
+    """Queries, or what belongs to them, as (K, G * N, d)."""
+    H, N, d = t_HNd.shape
+    return t_HNd.reshape(K, H // K * N, d)
 
 
 def _is_kept(seen: _Keys, softcap: float | None) -> bool:
@@ -194,15 +201,17 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _by_key(layout: Layout, M: int, own: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
     """(K, M, d): what the groups found for their spans' keys and their shared ones."""
     K, _, d = shared[0].shape
-    found, once = _joined([part.view(K, -1, d) for part in own]), layout.read_once
-    if once is None:
-        by_key = found.new_zeros(K, M, d)
-        by_key.index_add_(1, torch.cat([group.key_BS.flatten() for group in layout.groups]), found)
-    else:  # nothing adds up, and to copy is several times faster
-        by_key = found.index_select(1, once.places)
-        if len(once.keys) < M:
-            by_key = found.new_zeros(K, M, d).index_copy_(1, once.keys, by_key)
-    for group, part in zip(layout.groups, shared, strict=True):
+    of = layout.own_keys
+    by_key = _joined([part.view(K, -1, d) for part in own]).index_select(1, of.places)
+    if not of.once:
+        by_key = by_key.new_zeros(K, M, d).index_add_(1, of.keys, by_key)
+    elif len(of.keys) < M:  # nothing adds up, and to copy is several times faster
+        by_key = by_key.new_zeros(K, M, d).index_copy_(1, of.keys, by_key)
+    for group, part, part_P in zip(layout.groups, own, shared, strict=True):
         if len(group.shared_P):
-            by_key.index_add_(1, group.shared_P, part)
+            by_key.index_add_(1, group.shared_P, part_P)
+        if n := group.n_copied:
+            copied = part.view(K, *group.key_BS.shape, d)[:, :, :n]
+            wide = at_least_float32(part.new_empty(0)).dtype
+            by_key.index_add_(1, group.key_BS[0, :n], copied.sum(1, dtype=wide).to(part.dtype))
     return by_key

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests import oracles
 from tritune.errors import UnsupportedBase
 from tritune.models import group, tiles
+from tritune.models import layout as layout_of
 from tritune.models.attention import packed_attention
 from tritune.models.base import Batch, Span
 from tritune.models.layout import Layout, build
@@ -29,14 +30,22 @@ SPANS = (
     Span(42, 14),
 )
 N = 56
-#: queries of a tile, and over how many keys weights are kept for the backward
-WAYS = {"one tile, kept": (64, 384), "tiles of 4, kept": (4, 384), "tiles of 3, some made again": (3, 9)}
+#: queries of a tile, over how many keys weights are kept for the backward, and how many shared keys every span gets copied
+WAYS = {
+    "one tile, kept": (64, 384, 32),
+    "one tile, shared keys apart": (64, 384, 0),
+    "tiles of 4, some shared keys apart": (4, 384, 5),
+    "tiles of 3, some made again": (3, 9, 32),
+    "tiles of 3, some made again, shared keys apart": (3, 9, 0),
+}
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    queries, kept_up_to = WAYS[way]
+def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> Layout:
+    queries, kept_up_to, few = WAYS[way]
     monkeypatch.setattr(group, "QUERIES", queries)
     monkeypatch.setattr(tiles, "KEPT_UP_TO", kept_up_to)
+    monkeypatch.setattr(layout_of, "FEW", few)
+    return fresh_layout()
 
 
 def tensors(H: int, K: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,16 +83,15 @@ def test_it_is_attention_query_by_query(
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     slopes = torch.autograd.grad((want * weight).sum(), (q, k, v))
     for way in WAYS:
-        cut(monkeypatch, way)
-        got = packed(q, k, v, fresh_layout(), scaling=0.3, sliding_window=window, softcap=softcap)
+        got = packed(q, k, v, cut(monkeypatch, way), scaling=0.3, sliding_window=window, softcap=softcap)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
         for a, b in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), slopes, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_soft_caps_are_honoured_and_would_be_missed(monkeypatch: pytest.MonkeyPatch, layout: Layout, way: str) -> None:
-    cut(monkeypatch, way)
+def test_soft_caps_are_honoured_and_would_be_missed(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    layout = cut(monkeypatch, way)
     q, k, v = tensors(4, 2, 5)
     seen = oracles.visible(SPANS, 9)
     got = packed(q, k, v, layout, scaling=2.0, sliding_window=9, softcap=1.5)
@@ -99,10 +107,10 @@ def test_the_scale_is_one_over_the_root_of_the_head_width_unless_given(layout: L
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("way", WAYS)
 def test_narrow_formats_stay_close_and_never_give_nan(
-    monkeypatch: pytest.MonkeyPatch, layout: Layout, way: str, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, way: str, dtype: torch.dtype
 ) -> None:
     """Scores of several hundred, masked keys and padded queries: still numbers, forward and backward."""
-    cut(monkeypatch, way)
+    layout = cut(monkeypatch, way)
     q, k, v = (t.detach() for t in tensors(4, 2, 8))
     narrow = [(t * s).to(dtype).requires_grad_(True) for t, s in ((q, 20.0), (k, 20.0), (v, 1.0))]
     got = packed(*narrow, layout, sliding_window=4)
@@ -113,6 +121,21 @@ def test_narrow_formats_stay_close_and_never_give_nan(
     assert float(error) < {torch.bfloat16: 3e-2, torch.float32: 1e-4}[dtype]
     got.float().sum().backward()
     assert all(bool(t.grad is not None and t.grad.isfinite().all()) for t in narrow)
+
+
+@pytest.mark.parametrize("few", [0, 32], ids=["apart", "copied"])
+def test_what_many_rows_share_gets_all_of_their_gradients(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Halves of six hundred rows make three hundred; added up one by one in bf16 they would end at 128."""
+    monkeypatch.setattr(layout_of, "FEW", few)
+    rows = 600
+    spans = (Span(0, 1), *(Span(1 + i, 1, (0,)) for i in range(rows)))
+    layout = build(Batch(torch.arange(1 + rows), spans), {}, torch.device("cpu"))
+    nothing = torch.zeros(1 + rows, 1, 4, dtype=torch.bfloat16)
+    v = nothing.clone().requires_grad_(True)
+    out = packed(nothing, nothing, v, layout)
+    (slope,) = torch.autograd.grad(out[1:].float().sum(), v)
+    assert slope[0].tolist() == [[rows / 2] * 4]
+    assert bool((slope[1:] == 0.5).all())
 
 
 def test_long_rows_in_their_own_tiles_answer_the_same() -> None:

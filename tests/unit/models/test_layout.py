@@ -13,7 +13,7 @@ from torch import nn
 from tests import oracles
 from tritune.models.attention import packed_attention
 from tritune.models.base import BARE, Batch, Span
-from tritune.models.layout import SLACK_SHARE, SLACK_TOKENS, Layout, build
+from tritune.models.layout import FEW, SLACK_SHARE, SLACK_TOKENS, Layout, build
 from tritune.models.past import Given
 from tritune.models.pieces import text_batch
 from tritune.models.round_numbers import missing
@@ -324,12 +324,22 @@ def test_long_and_short_pasts_in_turn_are_kept_apart() -> None:
 
 
 def test_what_all_rows_share_is_not_copied_for_each() -> None:
-    """A hundred rows behind a prompt of fifty tokens hold fifty keys of it, not five thousand."""
-    spans = (Span(0, 50), *(Span(50 + 4 * i, 4, (0,)) for i in range(100)))
+    """A hundred rows behind a prompt of a hundred tokens hold a hundred keys of it, not ten thousand."""
+    spans = (Span(0, 100), *(Span(100 + 4 * i, 4, (0,)) for i in range(100)))
     group = build(batch_of(spans), {}, CPU).groups[0]
     assert group.query_BL.shape == (100, 4)
-    assert len(group.shared_P) == 50
+    assert len(group.shared_P) == 100
     assert group.key_BS.numel() == 400
+
+
+def test_a_few_shared_keys_are_copied() -> None:
+    """Products of their own would cost more; but no key of another span is among a span's own then."""
+    spans = (Span(0, FEW), *(Span(FEW + 4 * i, 4, (0,)) for i in range(100)))
+    layout = build(batch_of(spans), {}, CPU)
+    group = layout.groups[0]
+    assert (group.n_copied, len(group.shared_P), group.key_BS.shape) == (FEW, 0, (100, FEW + 4))
+    assert layout.own_keys.once
+    assert layout.own_keys.keys.tolist() == list(range(FEW + 400))
 
 
 def test_masks_are_made_once_for_every_window() -> None:
