@@ -199,19 +199,23 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _by_key(layout: Layout, M: int, own: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
-    """(K, M, d): what the groups found for their spans' keys and their shared ones."""
+    """(K, M, d): what the groups found for their spans' keys and their shared ones, added up in at least fp32."""
     K, _, d = shared[0].shape
     of = layout.own_keys
-    by_key = _joined([part.view(K, -1, d) for part in own]).index_select(1, of.places)
-    if not of.once:
-        by_key = by_key.new_zeros(K, M, d).index_add_(1, of.keys, by_key)
-    elif len(of.keys) < M:  # nothing adds up, and to copy is several times faster
-        by_key = by_key.new_zeros(K, M, d).index_copy_(1, of.keys, by_key)
+    found = _joined([part.view(K, -1, d) for part in own]).index_select(1, of.places)
+    shares = any(len(group.shared_P) or group.n_copied for group in layout.groups)
+    if of.once and len(of.keys) == M and not shares:  # every key is one span's
+        return found
+    wide = at_least_float32(found)
+    total = wide.new_zeros(K, M, d)
+    if of.once:  # nothing adds up, and to copy is several times faster
+        total.index_copy_(1, of.keys, wide)
+    else:
+        total.index_add_(1, of.keys, wide)
     for group, part, part_P in zip(layout.groups, own, shared, strict=True):
         if len(group.shared_P):
-            by_key.index_add_(1, group.shared_P, part_P)
+            total.index_add_(1, group.shared_P, part_P.to(wide.dtype))
         if n := group.n_copied:
             copied = part.view(K, *group.key_BS.shape, d)[:, :, :n]
-            wide = at_least_float32(part.new_empty(0)).dtype
-            by_key.index_add_(1, group.key_BS[0, :n], copied.sum(1, dtype=wide).to(part.dtype))
-    return by_key
+            total.index_add_(1, group.key_BS[0, :n], copied.sum(1, dtype=wide.dtype))
+    return total.to(found.dtype)

@@ -123,19 +123,23 @@ def test_narrow_formats_stay_close_and_never_give_nan(
     assert all(bool(t.grad is not None and t.grad.isfinite().all()) for t in narrow)
 
 
-@pytest.mark.parametrize("few", [0, 32], ids=["apart", "copied"])
-def test_what_many_rows_share_gets_all_of_their_gradients(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    """Halves of six hundred rows make three hundred; added up one by one in bf16 they would end at 128."""
+@pytest.mark.parametrize(
+    ("few", "first"), [(0, 31), (32, 31), (32, 1)], ids=["apart", "copied", "in a group with what they share"]
+)
+def test_what_many_rows_share_gets_all_of_their_gradients(
+    monkeypatch: pytest.MonkeyPatch, few: int, first: int
+) -> None:
+    """Added up one by one in bf16, equal parts would stand still at 256 of them."""
     monkeypatch.setattr(layout_of, "FEW", few)
-    rows = 600
-    spans = (Span(0, 1), *(Span(1 + i, 1, (0,)) for i in range(rows)))
-    layout = build(Batch(torch.arange(1 + rows), spans), {}, torch.device("cpu"))
-    nothing = torch.zeros(1 + rows, 1, 4, dtype=torch.bfloat16)
+    rows, seen = 1024, first + 1
+    spans = (Span(0, first), *(Span(first + i, 1, (0,)) for i in range(rows)))
+    layout = build(Batch(torch.arange(first + rows), spans), {}, torch.device("cpu"))
+    nothing = torch.zeros(first + rows, 1, 4, dtype=torch.bfloat16)
     v = nothing.clone().requires_grad_(True)
     out = packed(nothing, nothing, v, layout)
-    (slope,) = torch.autograd.grad(out[1:].float().sum(), v)
-    assert slope[0].tolist() == [[rows / 2] * 4]
-    assert bool((slope[1:] == 0.5).all())
+    (slope,) = torch.autograd.grad(out[first:].float().sum(), v)
+    assert slope[:first].tolist() == [[[rows / seen] * 4]] * first
+    assert slope[first:].tolist() == [[[1 / seen] * 4]] * rows
 
 
 def test_long_rows_in_their_own_tiles_answer_the_same() -> None:
