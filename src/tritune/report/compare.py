@@ -263,7 +263,9 @@ def _hidden(comparison: Comparison, row: Row, other: Row, lang: Lang) -> list[st
     if pair is None:
         return []
     bounds = {"low": units.signed(pair.low, lang), "high": units.signed(pair.high, lang)}
-    return [words(lang)["may_hide"].format(name=row.method, leader=other.method, **bounds)]
+    texts = words(lang)
+    said = [texts["may_hide"].format(name=row.method, leader=other.method, **bounds)]
+    return said if pair.low <= 0 <= pair.high else [*said, texts["pair_alone"]]
 
 
 def _fastest(tied: Sequence[Row], lang: Lang) -> list[str]:

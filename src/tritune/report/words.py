@@ -119,6 +119,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "How far {name} may really lie from {leader} (95 %): {low} to {high}.",
         "Насколько {name} на деле может отличаться от {leader} (95 %): от {low} до {high}.",
     ),
+    "pair_alone": (
+        "That interval is of this pair alone and leaves out zero, so a difference is likely; it is not shown, since the "
+        "verdict counts how many pairs were compared, and whether seeds agree.",
+        "Этот интервал относится только к этой паре и не содержит нуля, так что разница вероятна; показанной она не "
+        "считается, потому что вердикт учитывает число сравнённых пар и согласие запусков.",
+    ),
     "fastest_both": (
         "Among them {name} is the fastest both to train ({train}) and to answer ({answer} per 1,000 rows).",
         "Из них {name} быстрее всех и обучается ({train}), и отвечает ({answer} на 1000 строк).",

@@ -324,11 +324,12 @@ def test_long_and_short_pasts_in_turn_are_kept_apart() -> None:
 
 
 def test_what_all_rows_share_is_not_copied_for_each() -> None:
-    """A hundred rows behind a prompt of a hundred tokens hold a hundred keys of it, not ten thousand."""
-    spans = (Span(0, 100), *(Span(100 + 4 * i, 4, (0,)) for i in range(100)))
+    """A hundred rows behind a prompt of one token more than are copied hold its keys once, not a hundred times."""
+    n = FEW + 1
+    spans = (Span(0, n), *(Span(n + 4 * i, 4, (0,)) for i in range(100)))
     group = build(batch_of(spans), {}, CPU).groups[0]
     assert group.query_BL.shape == (100, 4)
-    assert len(group.shared_P) == 100
+    assert (len(group.shared_P), group.n_copied) == (n, 0)
     assert group.key_BS.numel() == 400
 
 

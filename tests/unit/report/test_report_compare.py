@@ -129,6 +129,15 @@ def test_among_the_tied_the_smallest_is_chosen_and_the_fastest_are_named() -> No
     assert "big is the fastest both to train (50 s) and to answer (5 s per 1,000 rows)" in text.replace("\u00a0", " ")
 
 
+@pytest.mark.parametrize(("score", "said"), [(0.88, True), (0.895, False)])
+def test_an_interval_that_leaves_out_zero_does_not_stand_there_alone(score: float, said: bool) -> None:
+    """The verdict is corrected for all pairs and the interval is not: without a word they contradict each other."""
+    big, small = entry("big", 0.90, stored_bytes=10**9), entry("small", score, stored_bytes=10**4)
+    text = recommendation(comparison([ASK, big, small], {("ask", "big"): "big", ("ask", "small"): "small"}))
+    assert text.startswith("Choose small:")
+    assert ("That interval is of this pair alone and leaves out zero" in text) is said
+
+
 def test_the_fastest_are_named_apart_when_they_differ() -> None:
     slow, quick = entry("slow", 0.9, seconds_per_1000_rows=5.0), entry("quick", 0.89, train_seconds=9.0)
     text = recommendation(comparison([slow, quick], {}))
