@@ -17,7 +17,7 @@ SOURCE = Path(tritune.__file__).parent
 
 #: lowest layer first; a module may import from its own layer's package or from lower ones, never upwards
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "misfits", "spec", "progress", "packaged", "measure", "process"),
+    ("errors", "misfits", "spec", "progress", "packaged", "measure", "process", "waiting"),
     ("tasks.base", "evaluate.record", "models.base"),
     ("text", "tasks"),
     ("models",),

@@ -9,11 +9,11 @@ Shapes: N packed tokens, M keys, H query heads, K key heads, d head width.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from tritune.errors import UnsupportedBase
 from tritune.models import varlen
 from tritune.models.layout import Layout
+from tritune.models.library import AttentionInterface
 from tritune.models.tiles import Tiles
 
 NAME = "tritune_packed"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 
 from tritune.models import regions, round_numbers
 from tritune.models.dtype import at_least_float32
+from tritune.models.library import PreTrainedModel
 
 #: models whose logits are what the head gives, with nothing behind it: the loss may be taken inside the head
 PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")

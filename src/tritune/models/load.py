@@ -9,14 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from tritune.errors import UnsupportedBase
 from tritune.models import regions
 from tritune.models.base import LINEAR_ROLES
 from tritune.models.device import device_named
 from tritune.models.dtype import Dtype, preferred, stored_dtype, torch_dtype
+from tritune.models.library import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    __version__,
+    lean,
+)
 from tritune.models.locate import Located, digests, locate, safe_config
 from tritune.models.pretrained import Base
 from tritune.models.probe import probe
@@ -95,9 +102,7 @@ def _config(located: Located) -> PreTrainedConfig:
     document = safe_config(located.folder)
     kind = str(document.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise UnsupportedBase(
-            f"{located.name} is of family {kind!r}, which transformers {transformers.__version__} lacks."
-        )
+        raise UnsupportedBase(f"{located.name} is of family {kind!r}, which transformers {__version__} lacks.")
     try:
         config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(document)
     except (ValueError, TypeError) as error:
@@ -108,13 +113,14 @@ def _config(located: Located) -> PreTrainedConfig:
 
 
 def _model(located: Located, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        located.folder,
-        config=config,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        attn_implementation="eager",
-    )
+    with lean():  # torch runs Python, its compiler's, where a model without numbers is built
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            located.folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="eager",
+        )
     return model

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tritune.errors import Mismatch, Problem
 from tritune.models import attention, round_numbers
@@ -31,6 +30,7 @@ from tritune.models.dtype import Dtype, at_least_float32
 from tritune.models.fast import quicken, stream_of
 from tritune.models.head import head_of
 from tritune.models.layout import Layout, build
+from tritune.models.library import PreTrainedModel, PreTrainedTokenizerBase
 from tritune.models.locate import Located
 from tritune.models.matrix import SiteMatrix
 from tritune.models.memory import aside, hold_in_memory, is_much

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tritune.errors import UnsupportedBase
 from tritune.models.base import Role, Site
+from tritune.models.library import PreTrainedModel
 from tritune.models.quantised import QuantisedLinear
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tritune.models.library import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from tritune.models.load import quantise_layers
 from tritune.models.pretrained import Base
 from tritune.models.probe import probe

@@ -1,0 +1,92 @@
+"""The only door to transformers: its names that are used here, imported without what comes along and is not.
+
+In a process that has imported transformers before, this changes nothing. Knows what transformers imports, no base.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch  # noqa: F401  # its attributes are among what waits
+
+from tritune.waiting import waiting
+
+_SYMBOLS = "torch.fx.experimental.symbolic_shapes"
+#: imported by transformers, or by torch where transformers builds a model without numbers, and seldom used
+SELDOM = (
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "torch.distributed._tensor",
+    "torch.distributed._composable",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "torch.nn.attention.flex_attention",
+    _SYMBOLS,
+    "transformers.distributed.tensor_parallel",
+    "transformers.distributed.expert_parallel",
+    "sympy",
+    "scipy",
+    "sklearn",
+    "accelerate",
+)
+
+
+#: What functions among them say of plain numbers and truths, as long as nobody has imported them, and so nothing can be a
+#: symbol. torch calls them to work out shapes.
+MEANWHILE: Mapping[str, Callable[..., Any]] = {
+    f"{_SYMBOLS}.expect_true": bool,
+    f"{_SYMBOLS}.guard_or_false": bool,
+    f"{_SYMBOLS}.guard_or_true": bool,
+    f"{_SYMBOLS}.is_nested_int": lambda number: False,
+    f"{_SYMBOLS}.statically_known_true": bool,
+    f"{_SYMBOLS}.sym_and": lambda *truths: all(truths),
+    f"{_SYMBOLS}.sym_eq": operator.eq,
+    f"{_SYMBOLS}.sym_or": lambda *truths: any(truths),
+}
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Inside, what transformers imports and tritune seldom uses waits until it is used."""
+    with waiting(SELDOM, MEANWHILE):
+        yield
+
+
+MODELS = "transformers.modeling_layers"  # and all that models need with it
+
+try:
+    with lean():
+        import_module(MODELS)
+except (AttributeError, ImportError, TypeError):  # a release that does more with these names than stand-ins can
+    import_module(MODELS)
+
+from transformers import (  # noqa: E402  # after what it imports
+    CONFIG_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    __version__,
+)
+
+__all__ = [
+    "CONFIG_MAPPING",
+    "AttentionInterface",
+    "AutoConfig",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
+    "__version__",
+    "lean",
+]

@@ -1,0 +1,153 @@
+"""Stand-ins turn to what they stand for: nobody who uses one can tell, but by what has not been imported yet."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tritune.waiting import waiting
+
+HEAVY = """
+import heavy_friend
+class Thing:
+    size = 3
+    def __init__(self, n=0): self.n = n
+    def __class_getitem__(cls, key): return (cls, key)
+class Part(Thing): pass
+def double(n): return 2 * n
+def friend(): return heavy_friend.NAME
+"""
+USER = """
+from typing import Optional
+from heavy import Thing, double
+from heavy.inner import DEEP
+import heavy
+import package.heavy_part
+def given(x: Thing | None, y: Optional[Thing] = None) -> "int | Thing": return x
+def is_thing(x): return isinstance(x, (str, Thing))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, text in {
+        "heavy/__init__.py": HEAVY,
+        "heavy/inner.py": "DEEP = {'a': 1}",
+        "heavy_friend.py": "from other_heavy import *\nfrom other_heavy import Base\nclass Own(Base): pass\nNAME = 'friend'",
+        "other_heavy.py": "class Base: pass",
+        "package/__init__.py": "",
+        "package/heavy_part.py": "def mark(f=None, *, twice=False): f.marked = twice; return f",
+        "user.py": USER,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+MODULES = ("heavy", "other_heavy", "package.heavy_part")
+
+
+def loaded() -> list[str]:
+    return [name for name in (*MODULES, "heavy_friend", "heavy.inner") if name in sys.modules]
+
+
+def user(**meanwhile: Any) -> Any:
+    import_module("package")
+    with waiting(MODULES, meanwhile):
+        return import_module("user")
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_is_imported_before_it_is_used_and_all_of_it_then() -> None:
+    module = user()
+    assert not module.is_thing(3)
+    assert module.is_thing("text")
+    assert loaded() == []
+    assert module.double(4) == 8
+    assert loaded() == ["heavy", "other_heavy", "heavy_friend"]  # what is brought imports its own at once
+    import heavy  # type: ignore[import-not-found]
+
+    assert module.is_thing(heavy.Thing())
+    assert not module.is_thing(3)
+    assert issubclass(heavy.Part, module.Thing)
+    assert module.Thing(5).n == 5
+    assert module.Thing.size == 3
+    assert module.Thing[int] == (heavy.Thing, int)
+    assert module.heavy.friend() == "friend"
+    assert module.heavy.Thing.__name__ == "Thing"
+    assert module.DEEP["a"] == 1
+    assert list(module.DEEP.items()) == [("a", 1)]
+    module.Thing.size = 4
+    assert heavy.Thing.size == 4
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_class_of_a_stand_in_is_a_class_of_the_real_one() -> None:
+    module = user()
+    namespace: dict[str, Any] = {"Thing": module.Thing}
+    exec("class Own(Thing):\n    def __init__(self): Thing.__init__(self, 7)", namespace)
+    import heavy
+
+    assert namespace["Own"].__mro__[1] is heavy.Thing
+    assert namespace["Own"]().n == 7
+
+
+@pytest.mark.usefixtures("folder")
+def test_imports_are_as_ever_afterwards() -> None:
+    before = builtins.__import__
+    user()
+    import package
+
+    assert builtins.__import__ is before
+    assert not hasattr(package, "heavy_part")  # no stand-in is left where an import looks
+    import package.heavy_part
+
+    assert package.heavy_part.mark(lambda: 0).marked is False
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_there_or_not_installed_does_not_wait() -> None:
+    import heavy
+
+    with waiting(("heavy", "no_such_module"), {}):
+        from heavy import Thing
+
+        assert Thing is heavy.Thing
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            import no_such_module  # type: ignore[import-not-found]  # noqa: F401
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_function_does_something_else_only_until_its_module_is_there() -> None:
+    module = user(**{"heavy.double": lambda n: -n})
+    assert module.double(4) == -4
+    assert loaded() == []
+    import_module("heavy")
+    assert module.double(4) == 8
+
+
+def test_a_mark_of_the_compiler_waits_for_the_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its stead a module of the fixture, since the real one may be there already."""
+    monkeypatch.setattr("tritune.waiting.COMPILER", "package.heavy_part")
+    (folder / "marked.py").write_text(
+        "import package\n@package.heavy_part.mark\ndef plain(n): return n + 1\n"
+        "@package.heavy_part.mark(twice=True)\ndef twice(n): return n + 2\n"
+    )
+    import_module("package")
+    with waiting(MODULES, {}):
+        module = import_module("marked")
+    assert (module.plain(1), module.twice(1)) == (2, 3)
+    assert loaded() == []
+    import_module("package.heavy_part")
+    assert (module.plain(1), module.twice(1)) == (2, 3)
+    assert (module.plain.__wrapped__.marked, module.twice.__wrapped__.marked) == (False, True)
