@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tritune.errors import Mismatch, NotMergeable, Problem
-from tritune.models.base import END_ROLES, LINEAR_ROLES, DeepSegment, LowRank, Role, Segment, Site
+from tritune.models.base import END_ROLES, LINEAR_ROLES, DeepSegment, LowRank, Role, Scales, Segment, Site
 from tritune.models.dtype import at_least_float32
 from tritune.models.pretrained import Base
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
@@ -111,6 +111,9 @@ class Delta(nn.Module, ABC):
         return y_NE
 
     def low_rank(self, site: Site) -> LowRank | None:
+        return None
+
+    def scales(self, site: Site) -> Scales | None:
         return None
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -331,6 +334,9 @@ class Bank:
                     return None
                 found[slot] = term
         return found
+
+    def scales(self, site: Site) -> None:
+        """Each would be that of some rows only."""
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}

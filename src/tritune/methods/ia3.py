@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tritune.errors import Mismatch, Problem
 from tritune.methods.base import Budget, Delta, Method, sites_of
-from tritune.models.base import LINEAR_ROLES, Role, Site
+from tritune.models.base import LINEAR_ROLES, Role, Scales, Site
 from tritune.models.pretrained import Base
 from tritune.spec import MethodConfig, Strategy
 
@@ -83,6 +83,10 @@ class Ia3Delta(Delta):
         if site.role not in self.config.output_roles:
             return y_NE
         return y_NE * self.part(site, "out").to(y_NE.dtype)
+
+    def scales(self, site: Site) -> Scales | None:
+        in_D = self.part(site, "in") if site.role in self.config.input_roles else None
+        return Scales(in_D, self.part(site, "out") if site.role in self.config.output_roles else None)
 
     def export(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trainable().items()}

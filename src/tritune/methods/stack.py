@@ -32,7 +32,7 @@ from tritune.methods.ia3 import IA3
 from tritune.methods.lora import LoRA
 from tritune.methods.prefix import Prefix
 from tritune.methods.ptuning import PTuning
-from tritune.models.base import DeepSegment, LowRank, Role, Segment, Site
+from tritune.models.base import DeepSegment, LowRank, Role, Scales, Segment, Site
 from tritune.models.pretrained import Base
 from tritune.models.quantised import Weights
 from tritune.spec import Frozen, MethodConfig, Scope, Strategy
@@ -209,6 +209,10 @@ class StackDelta(Delta):
             return there[0]
         A_rD = torch.cat([term.A_rD for term in there])
         return LowRank(A_rD, torch.cat([term.scale * term.B_Er for term in there], 1), 1.0)
+
+    def scales(self, site: Site) -> Scales | None:
+        acting = self._acting(site)
+        return acting[0].scales(site) if len(acting) == 1 else None
 
 
 def of_part(i: int, found: Mapping[str, T]) -> dict[str, T]:

@@ -124,6 +124,14 @@ class LowRank:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Factors of what enters a linear map, of what leaves it, or of both: y = out * (W (in * x) + b)."""
+
+    in_D: Tensor | None
+    out_E: Tensor | None
+
+
 class Edits(Protocol):
     """The only thing that changes a forward pass of a base."""
 
@@ -152,6 +160,10 @@ class Edits(Protocol):
         call `edit`. Asked anew in every forward pass."""
         ...
 
+    def scales(self, site: Site) -> Scales | None:
+        """What `enter` and `edit` do at a linear site, where that is nothing but scaling, on the same terms as `low_rank`."""
+        ...
+
     def weights(self) -> Mapping[str, Tensor]:
         """Base weights replaced as a whole, by parameter name (full fine-tuning); empty for everything else."""
         ...
@@ -177,6 +189,9 @@ class NoEdits:
         return y_NE
 
     def low_rank(self, site: Site) -> LowRank | None:
+        return None
+
+    def scales(self, site: Site) -> Scales | None:
         return None
 
     def weights(self) -> Mapping[str, Tensor]:

@@ -1,10 +1,10 @@
 """Fast twins of the modules of Llama, Mistral, Qwen 2 and Qwen 3: the same arithmetic in fewer passes over memory.
 
 What changes: q, k, v are one product and gate, up another; norms, rotary positions and gated activations have hand-written
-backwards (`kernels.py`); low-rank terms, one for all rows or one for those of each slot, are computed beside the frozen
-product. A model's own code stays the slow twin: it runs with `Base.twins` off, and for modules whose exact class is not known
-here; where an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs. `probe.py`
-holds the two against each other whenever a base is loaded. Knows no method and no task.
+backwards (`kernels.py`); low-rank terms, one for all rows or one for those of each slot, and scales are computed beside the
+frozen product. A model's own code stays the slow twin: it runs with `Base.twins` off, and for modules whose exact class is
+not known here; where an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs.
+`probe.py` holds the two against each other whenever a base is loaded. Knows no method and no task.
 Shapes: N packed tokens, D model width, E outputs of several maps side by side, H query heads, K key heads, d head width.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tritune.models import kernels
 from tritune.models.attention import packed_attention
-from tritune.models.base import LINEAR_ROLES, LowRank, Site
+from tritune.models.base import LINEAR_ROLES, LowRank, Scales, Site
 from tritune.models.bound import Stream
 from tritune.models.layout import Layout
 from tritune.models.quantised import Codes, QuantisedLinear
@@ -61,8 +61,8 @@ class FrozenMaps:
         codes, scales = (_joined([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
         return Codes(parts[0].form, codes, scales, (sum(self.widths), parts[0].shape[1])), bias_E
 
-    def together(self, x_ND: Tensor) -> Tensor | None:
-        """(N, E), or None where some map must run by itself."""
+    def together(self, x_ND: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """(N, E), or None where some map must run by itself. `again`: makes x once more."""
         if not self.joinable:
             return None
         biases: list[Tensor | None] = [module.bias for module in self.modules]
@@ -72,25 +72,30 @@ class FrozenMaps:
         if any(a is not b or b.requires_grad for a, b in zip(now, own, strict=True)):
             return None  # weights or biases of an edit's own, or no longer frozen: they need gradients
         found: list[Mapping[int | None, LowRank]] = []
+        factors: list[Tensor | None] = []
         for site in self.sites:
             term = self.stream.edits.low_rank(site) if site.key in self.stream.edited else {}
-            if term is None:
-                return None
-            found.append({None: term} if isinstance(term, LowRank) else dict(term.items()))
+            scales = self.stream.edits.scales(site) if term is None else Scales(None, None)
+            if scales is None or (scales.in_D is not None and len(self.sites) > 1):
+                return None  # an edit that wants to be called, or an input that is not the others'
+            if scales.in_D is not None:
+                x_ND = kernels.times(x_ND, scales.in_D, again)
+            factors.append(scales.out_E)
+            found.append({None: term} if isinstance(term, LowRank) else dict(term.items() if term else {}))
             assert not found[-1] or None in found[-1] or self.stream.slot_N is not None, (
                 "a bank needs a batch with slots"
             )
         parts = [
             kernels.Part(runs, tuple(terms.get(slot) for terms in found)) for slot, runs in self.stream.runs.items()
         ]
-        return kernels.linear(x_ND, *self._joined(), self.widths, parts)
+        return kernels.scaled(kernels.linear(x_ND, *self._joined(), self.widths, parts), self.widths, factors)
 
     def apart(self, x_ND: Tensor) -> list[Tensor]:
         """Each map's own module, with whatever hangs on it."""
         return [module(x_ND) for module in self.modules]
 
-    def __call__(self, x_ND: Tensor) -> Sequence[Tensor]:
-        y_NE = self.together(x_ND)
+    def __call__(self, x_ND: Tensor, again: Callable[[], Tensor] | None = None) -> Sequence[Tensor]:
+        y_NE = self.together(x_ND, again)
         return self.apart(x_ND) if y_NE is None else torch.split(y_NE, self.widths, -1)
 
 
@@ -182,7 +187,7 @@ class FastGated:
             gate_NF, up_NF = self.gate_up.apart(x_ND)
             y_NF = kernels.gated(gate_NF, up_NF)
         again = partial(kernels.swiglu_of, gate_NF.detach(), up_NF.detach())
-        return self.down(self.gate_up.stream.again.offer(y_NF, again))[0].view(x.shape)
+        return self.down(self.gate_up.stream.again.offer(y_NF, again), again)[0].view(x.shape)
 
 
 @dataclass

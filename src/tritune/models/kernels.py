@@ -8,7 +8,7 @@ Shapes: N packed tokens, D and E input and output width, H heads, d head width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, starmap
 from typing import Any, Protocol
@@ -253,6 +253,70 @@ def linear(
         return F.linear(x_ND, weight_ED, bias_E)
     y_NE: Tensor = _LowRankLinear.apply(x_ND, weight_ED, bias_E, tuple(placed), *learned)  # type: ignore[no-untyped-call]
     return y_NE
+
+
+def times(x_ND: Tensor, in_D: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
+    """x times a factor for each column. `again`: makes x once more in the backward, which then is not kept."""
+    scaled_ND: Tensor = _Times.apply(x_ND, in_D, again)  # type: ignore[no-untyped-call]
+    return scaled_ND
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, in_D: Tensor, again: Callable[[], Tensor] | None) -> Tensor:
+        used_D = in_D.to(x_ND.dtype)
+        ctx.save_for_backward(used_D, *([x_ND] if again is None else []))
+        ctx.again, ctx.stored_as = again, in_D.dtype
+        return x_ND * used_D
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        used_D, *kept = ctx.saved_tensors
+        x_ND = kept[0] if kept else ctx.again()
+        grad_D = (g_ND * x_ND).sum(0).to(ctx.stored_as)
+        return g_ND * used_D if ctx.needs_input_grad[0] else None, grad_D, None
+
+
+def scaled(y_NE: Tensor, widths: Sequence[int], factors: Sequence[Tensor | None]) -> Tensor:
+    """A product that is nobody else's, outputs of several maps side by side, times the factors of some of these, in place."""
+    places = [i for i, factor in enumerate(factors) if factor is not None]
+    if not places:
+        return y_NE
+    first, last = places[0], places[-1] + 1
+    used = [
+        torch.ones(width, device=y_NE.device) if factor is None else factor
+        for width, factor in zip(widths[first:last], factors[first:last], strict=True)
+    ]
+    columns = _side_by_side(widths)
+    scaled_NE: Tensor = _Scaled.apply(  # type: ignore[no-untyped-call]
+        y_NE, slice(columns[first].start, columns[last - 1].stop), used[0] if len(used) == 1 else torch.cat(used)
+    )
+    return scaled_NE
+
+
+class _Scaled(torch.autograd.Function):
+    """Of the columns, what they were is kept; all others pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y_NE: Tensor, columns: slice, out_e: Tensor) -> Tensor:
+        y_Ne, used_e = y_NE[:, columns], out_e.to(y_NE.dtype)
+        ctx.save_for_backward(y_Ne.clone(), used_e)
+        ctx.columns, ctx.stored_as = columns, out_e.dtype
+        ctx.mark_dirty(y_NE)
+        y_Ne.mul_(used_e)
+        return y_NE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NE: Tensor) -> tuple[Tensor | None, None, Tensor]:
+        before_Ne, used_e = ctx.saved_tensors
+        grad_e = (g_NE[:, ctx.columns] * before_Ne).sum(0).to(ctx.stored_as)
+        if not ctx.needs_input_grad[0]:
+            return None, None, grad_e
+        grad_NE = g_NE.clone()
+        grad_NE[:, ctx.columns].mul_(used_e)
+        return grad_NE, None, grad_e
 
 
 @dataclass(frozen=True, slots=True)

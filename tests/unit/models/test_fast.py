@@ -13,7 +13,10 @@ from torch import Tensor
 from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
 from tritune.methods.full import Full
+from tritune.methods.ia3 import IA3, Ia3Delta
 from tritune.methods.lora import LoraDelta
+from tritune.methods.ptuning import PTuning
+from tritune.methods.stack import Stack
 from tritune.models.base import BARE, IGNORE, Batch, Span
 from tritune.models.pretrained import Base
 from tritune.models.probe import TOLERANCE, probe
@@ -118,6 +121,18 @@ def test_a_bank_of_low_rank_terms_calls_no_adaptation(monkeypatch: pytest.Monkey
         torch.testing.assert_close(base.logits(rows, torch.arange(33)), fast)
         with pytest.raises(AssertionError, match="slots"):
             base.logits(batch(), torch.arange(33))
+
+
+@pytest.mark.parametrize("config", [IA3(), Stack.of([PTuning(tokens=2), IA3()])], ids=["alone", "behind a prompt"])
+def test_scales_are_a_part_of_the_product(monkeypatch: pytest.MonkeyPatch, config: MethodConfig) -> None:
+    """Otherwise scaled keys and values would take q, k and v out of their one product."""
+    base = tiny_base("llama")
+    delta = shaken(base, config, seed=0)
+    with base.bind(delta):
+        fast = base.logits(batch(), torch.arange(33))
+        for called in ("enter", "edit"):
+            monkeypatch.setattr(Ia3Delta, called, lambda *given: pytest.fail("the scales were called"))
+        torch.testing.assert_close(base.logits(batch(), torch.arange(33)), fast)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

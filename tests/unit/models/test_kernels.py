@@ -153,3 +153,33 @@ def test_no_gradient_is_computed_for_an_input_that_wants_none() -> None:
     kernels.linear(x, weight, None, [5], [kernels.Part((slice(None),), (term,))]).sum().backward()
     assert x.grad is None
     assert term.A_rD.grad is not None
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_columns_times_a_factor(remade: bool) -> None:
+    x, factor = random(7, 5), random(5, seed=1)
+    again = (lambda: x.detach().clone()) if remade else None
+    same(lambda: kernels.times(x, factor, again), lambda: x * factor, (x, factor))
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (1, 2), (0, 2), (0, 1, 2)], ids=str)
+def test_outputs_of_some_maps_are_scaled(which: tuple[int, ...]) -> None:
+    widths = (4, 3, 2)
+    x, weight = random(7, 5), random(9, 5, seed=1).detach()
+    given = {i: random(widths[i], seed=2 + i) for i in which}
+    whole = [given.get(i, torch.ones(width, dtype=torch.float64)) for i, width in enumerate(widths)]
+    same(
+        lambda: kernels.scaled(x @ weight.T, widths, [given.get(i) for i in range(3)]),
+        lambda: (x @ weight.T) * torch.cat(whole),
+        (x, *given.values()),
+    )
+
+
+def test_what_can_be_made_again_is_not_held_for_the_factors_slope() -> None:
+    x, factor = random(7, 5), random(5, seed=1)
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        kernels.times(x, factor, lambda: x)
+        assert kept == [factor.shape]
+        kernels.times(x, factor)
+    assert kept[1:] == [factor.shape, x.shape]
