@@ -112,11 +112,12 @@ def keep_best(found: Mapping[str, Setup], data: str = "short") -> None:
     BEST[data].write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def roles(method: str, names: list[str], tokens: int, data: str = "short") -> dict[str, Setup]:
+def roles(method: str, names: list[str], tokens: int, lengths: Sequence[int], data: str = "short") -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters; tuned, it has what the best peer
     has, without its recomputing of activations."""
     table = {
         "ours": ours(tokens),
+        "equal": ours(batch_tokens(method, lengths, data)),
         "compiled": ours(tokens, compiled=True),
         "best": best(method, data),
         "default": default(method),

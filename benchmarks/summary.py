@@ -17,7 +17,8 @@ class Measurement:
 
     Attributes:
         method: the line of the table it belongs to.
-        role: "ours", "best" (the best-tuned peer) or "default" (the peer as installed).
+        role: "ours", "equal" (ours in steps as large as the best peer's), "best" (the best-tuned peer) or "default" (the peer
+            as installed).
         tokens: real tokens of the timed steps.
         flops: necessary operations of the timed steps; 0 for a peer.
         matrix_rate: operations per second that the machine made in the same process, in its faster format.
@@ -43,21 +44,29 @@ class Measurement:
 
 
 def line(found: Sequence[Measurement]) -> dict[str, float | None] | None:
-    """One method's line: tokens/s against each peer, use of the machine, peak memory against the best peer."""
-    by_role = {role: [m for m in found if m.role == role] for role in ("ours", "best", "default")}
-    ours = by_role["ours"]
-    if not ours:
+    """One method's line: tokens/s against each peer, use of the machine, peak memory against the best peer; speed and peak
+    memory in its steps."""
+    rates, peaks = {}, {}
+    for role in ("ours", "equal", "best", "default"):
+        if here := [m for m in found if m.role == role]:
+            rates[role] = median(m.rate for m in here)
+            peaks[role] = median(m.peak_bytes for m in here)
+    if not {"ours", "equal"} & set(rates):
         return None
-    rate = median(m.rate for m in ours)
-    peak = median(m.peak_bytes for m in ours)
-    best, default = by_role["best"], by_role["default"]
+    mfus = [m.mfu for m in found if m.role == "ours"]
     return {
-        "vs_best": _rounded(rate / median(m.rate for m in best)) if best else None,
-        "vs_default": _rounded(rate / median(m.rate for m in default)) if default else None,
-        "mfu": _rounded(median(m.mfu for m in ours)),
-        "peak_vs_best": _rounded(peak / median(m.peak_bytes for m in best)) if best else None,
-        "tokens_per_second": _rounded(rate),
+        "vs_best": _ratio(rates, "ours", "best"),
+        "vs_default": _ratio(rates, "ours", "default"),
+        "mfu": _rounded(median(mfus)) if mfus else None,
+        "peak_vs_best": _ratio(peaks, "ours", "best"),
+        "tokens_per_second": _rounded(rates["ours"]) if "ours" in rates else None,
+        "equal_steps_vs_best": _ratio(rates, "equal", "best"),
+        "equal_steps_peak_vs_best": _ratio(peaks, "equal", "best"),
     }
+
+
+def _ratio(of: Mapping[str, float], role: str, other: str) -> float | None:
+    return _rounded(of[role] / of[other]) if role in of and other in of else None
 
 
 def assemble(

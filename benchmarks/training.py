@@ -2,7 +2,7 @@
 
     python -m benchmarks.training                       the short form: short rows, best-tuned and default peer
     python -m benchmarks.training --data long --roles ours best default trl trl-tuned
-    python -m benchmarks.training --equal-steps         as many steps as the best peer takes, instead of large ones
+    python -m benchmarks.training --roles equal best    tritune in steps as large as the best peer's
     python -m benchmarks.training --same-batches --roles ours best --turns 10      equal learning, step by step
 
 One JSON line per side and turn; the last line is the summary. Sides take turns (A B C, C B A, ...), each in its own process.
@@ -25,7 +25,7 @@ from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, batch_tokens, best, ours, roles
+from benchmarks.sides import SUBJECTS, best, ours, roles
 from benchmarks.summary import SEVERAL, Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
@@ -127,18 +127,16 @@ def lines(found: Sequence[Measurement], spec: Spec, outcome: Outcome) -> list[di
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--roles", nargs="+", default=["ours", "best", "default"])
+    parser.add_argument("--roles", nargs="+", default=["ours", "equal", "best", "default"])
     parser.add_argument("--data", choices=["short", "long"], default="short")
     parser.add_argument("--turns", type=int, default=5, help="timed turns of every side")
     parser.add_argument(
         "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
     )
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
-    cuts = parser.add_mutually_exclusive_group()
-    cuts.add_argument("--equal-steps", action="store_true", help="steps of tritune's as large as the best peer's")
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
-    cuts.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
+    parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results/training.jsonl)")
     options = parser.parse_args()
     options.rows = options.rows or rows_of_a_turn()
@@ -159,10 +157,7 @@ def measure(
     Raises:
         RunFailed: a side ended badly.
     """
-    tokens = (
-        batch_tokens(name, [row.tokens for row in rows], options.data) if options.equal_steps else options.batch_tokens
-    )
-    setups = roles(name, options.roles, tokens, options.data)
+    setups = roles(name, options.roles, options.batch_tokens, [row.tokens for row in rows], options.data)
     planned = specs(name, setups, rows, rows_file, options)
     outcomes = in_turn(planned, threads=options.threads)
     found = []

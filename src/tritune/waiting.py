@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -18,19 +18,19 @@ from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from typing import Any, Union
 
-#: marks functions for itself: a mark can wait as long as it does
-COMPILER = "torch._dynamo"
-
 
 @contextmanager
-def waiting(modules: Sequence[str], meanwhile: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def waiting(
+    modules: Sequence[str], *, marks: Collection[str] = (), meanwhile: Mapping[str, Callable[..., Any]] | None = None
+) -> Iterator[None]:
     """Inside, whoever imports these modules, or modules within them, gets stand-ins, unless they are there already or not
     installed. What is brought in the end imports its own at once.
 
     Args:
-        meanwhile: full name of a function -> what to call for it as long as its module is not there.
+        marks: decorators by their full names that mark a function for their own module: a mark waits as long as that does.
+        meanwhile: full name of a function -> what is called for it as long as its module is not there.
     """
-    imports = _Imports(builtins.__import__, tuple(modules), meanwhile)
+    imports = _Imports(builtins.__import__, tuple(modules), frozenset(marks), meanwhile or {})
     builtins.__import__ = imports
     try:
         with imports.attributes():
@@ -43,9 +43,13 @@ class _Imports:
     """What an import statement calls."""
 
     def __init__(
-        self, at_once: Callable[..., Any], modules: tuple[str, ...], meanwhile: Mapping[str, Callable[..., Any]]
+        self,
+        at_once: Callable[..., Any],
+        modules: tuple[str, ...],
+        marks: frozenset[str],
+        meanwhile: Mapping[str, Callable[..., Any]],
     ) -> None:
-        self.at_once, self.modules, self.meanwhile = at_once, modules, meanwhile
+        self.at_once, self.modules, self.marks, self.meanwhile = at_once, modules, marks, meanwhile
         self._bringing = False
 
     def __call__(
@@ -130,8 +134,14 @@ class _Wanted:
         module = bring(self.module)
         return getattr(module, self.name) if hasattr(module, self.name) else bring(f"{self.module}.{self.name}")
 
-    def meanwhile(self) -> Callable[..., Any] | None:
-        return None if self.there() else self.imports.meanwhile.get(f"{self.module}.{self.name}")
+    def to_call(self) -> Callable[..., Any]:
+        full = f"{self.module}.{self.name}"
+        if not self.there() and full in self.imports.marks:
+            return partial(_marked, self)
+        if not self.there() and full in self.imports.meanwhile:
+            return self.imports.meanwhile[full]
+        called: Callable[..., Any] = self()
+        return called
 
 
 class _Name:
@@ -141,10 +151,7 @@ class _Name:
         object.__setattr__(self, "wanted", wanted)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        wanted = _wanted(self)
-        if wanted.module == COMPILER and not wanted.there() and _marks(args):
-            return _marked(wanted, *args, **kwargs)
-        return (wanted.meanwhile() or wanted())(*args, **kwargs)
+        return _wanted(self).to_call()(*args, **kwargs)
 
     def __getattribute__(self, name: str) -> Any:
         wanted = _wanted(self)
@@ -180,20 +187,15 @@ def _wanted(stand_in: _Name) -> _Wanted:
     return found
 
 
-def _marks(args: tuple[Any, ...]) -> bool:
-    """Whether it is called as a decorator, or to make one."""
-    return not args or args[0] is None or callable(args[0])
-
-
-def _marked(mark: Callable[[], Any], function: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """A function that bears a mark of the compiler's as soon as the compiler is there to see it."""
+def _marked(mark: _Wanted, function: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """A function that bears the mark as soon as somebody is there to see it; without one, what gives it the mark."""
     if function is None:
         return partial(_marked, mark, *args, **kwargs)
     real: list[Any] = []
 
     @wraps(function)
     def marked(*given: Any, **named: Any) -> Any:
-        if COMPILER not in sys.modules:
+        if not mark.there():
             return function(*given, **named)
         if not real:
             real.append(mark()(function, *args, **kwargs))

@@ -63,7 +63,7 @@ def loaded() -> list[str]:
 
 def user(**meanwhile: Any) -> Any:
     import_module("package")
-    with waiting(MODULES, meanwhile):
+    with waiting(MODULES, meanwhile=meanwhile):
         return import_module("user")
 
 
@@ -119,7 +119,7 @@ def test_imports_are_as_ever_afterwards() -> None:
 def test_what_is_there_or_not_installed_does_not_wait() -> None:
     import heavy
 
-    with waiting(("heavy", "no_such_module"), {}):
+    with waiting(("heavy", "no_such_module")):
         from heavy import Thing
 
         assert Thing is heavy.Thing
@@ -136,18 +136,24 @@ def test_a_function_does_something_else_only_until_its_module_is_there() -> None
     assert module.double(4) == 8
 
 
-def test_a_mark_of_the_compiler_waits_for_the_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its stead a module of the fixture, since the real one may be there already."""
-    monkeypatch.setattr("tritune.waiting.COMPILER", "package.heavy_part")
+def test_a_mark_waits_for_who_reads_it(folder: Path) -> None:
     (folder / "marked.py").write_text(
         "import package\n@package.heavy_part.mark\ndef plain(n): return n + 1\n"
         "@package.heavy_part.mark(twice=True)\ndef twice(n): return n + 2\n"
     )
     import_module("package")
-    with waiting(MODULES, {}):
+    with waiting(MODULES, marks=["package.heavy_part.mark"]):
         module = import_module("marked")
     assert (module.plain(1), module.twice(1)) == (2, 3)
     assert loaded() == []
     import_module("package.heavy_part")
     assert (module.plain(1), module.twice(1)) == (2, 3)
     assert (module.plain.__wrapped__.marked, module.twice.__wrapped__.marked) == (False, True)
+
+
+def test_no_other_function_is_taken_for_a_mark(folder: Path) -> None:
+    (folder / "asking.py").write_text("import package\nfound = package.heavy_part.mark(lambda: 0)\n")
+    import_module("package")
+    with waiting(MODULES):
+        assert import_module("asking").found.marked is False
+    assert loaded() == ["package.heavy_part"]

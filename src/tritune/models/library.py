@@ -35,6 +35,13 @@ SELDOM = (
 )
 
 
+#: decorators that tell torch's compiler what to do with a function
+MARKS = (
+    "torch._dynamo.allow_in_graph",
+    "torch._dynamo.assume_constant_result",
+    "torch._dynamo.disable",
+    "torch._dynamo.disallow_in_graph",
+)
 #: What functions among them say of plain numbers and truths, as long as nobody has imported them, and so nothing can be a
 #: symbol. torch calls them to work out shapes.
 MEANWHILE: Mapping[str, Callable[..., Any]] = {
@@ -52,7 +59,7 @@ MEANWHILE: Mapping[str, Callable[..., Any]] = {
 @contextmanager
 def lean() -> Iterator[None]:
     """Inside, what transformers imports and tritune seldom uses waits until it is used."""
-    with waiting(SELDOM, MEANWHILE):
+    with waiting(SELDOM, marks=MARKS, meanwhile=MEANWHILE):
         yield
 
 

@@ -22,7 +22,20 @@ def test_ratios_are_of_medians_not_of_means() -> None:
         "mfu": 0.7,
         "peak_vs_best": 1.0,
         "tokens_per_second": 400.0,
+        "equal_steps_vs_best": None,
+        "equal_steps_peak_vs_best": None,
     }
+
+
+def test_the_peers_steps_have_ratios_of_their_own() -> None:
+    best = runs("best", [100], peak=200)
+    line = assemble(runs("ours", [400], peak=180) + runs("equal", [300], peak=120) + best)["lora"]
+    assert line is not None
+    assert (line["vs_best"], line["peak_vs_best"]) == (4.0, 0.9)
+    assert (line["equal_steps_vs_best"], line["equal_steps_peak_vs_best"]) == (3.0, 0.6)
+    alone = assemble(runs("equal", [300], peak=120) + best)["lora"]
+    assert alone is not None
+    assert (alone["tokens_per_second"], alone["equal_steps_vs_best"]) == (None, 3.0)
 
 
 def test_peak_memory_is_against_the_best_peer() -> None:
