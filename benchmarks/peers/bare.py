@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,21 +47,25 @@ def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     def train() -> None:
         clock.start()
         for members in spec.batches:
-            ids_BL, mask_BL, labels_BL = (t.to(spec.device) for t in padded([rows[i] for i in members], left=left))
-            first, end = int((labels_BL != IGNORE).any(0).nonzero()[0]), ids_BL.shape[1]
-            # not as a number: then the head's input has gaps, and torch copies the head's weight for every row
-            kept = torch.arange(first - end, 0, device=ids_BL.device)  # from the end: PEFT puts a prompt in front
-            with torch.autocast(torch.device(spec.device).type, torch.bfloat16, spec.setup.dtype == "autocast"):
-                output = model(
-                    input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=kept, use_cache=spec.method == "prefix"
-                )
-            logits_BKV, labels_BK = output.logits[:, first - end :], labels_BL[:, first:]
-            scored = labels_BK != IGNORE
-            loss = F.cross_entropy(logits_BKV[scored].float(), labels_BK[scored])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = _backward(model, spec, [rows[i] for i in members], left=left)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            clock.step(loss.item())
+            clock.step(loss)
 
     return train
+
+
+def _backward(model: Any, spec: Spec, rows: Sequence[Row], *, left: bool) -> float:
+    """The graph, and all that the model gave, is gone when this returns, as on tritune's side."""
+    ids_BL, mask_BL, labels_BL = (t.to(spec.device) for t in padded(rows, left=left))
+    first, end = int((labels_BL != IGNORE).any(0).nonzero()[0]), ids_BL.shape[1]
+    # not as a number: then the head's input has gaps, and torch copies the head's weight for every row
+    kept = torch.arange(first - end, 0, device=ids_BL.device)  # from the end: PEFT puts a prompt in front
+    with torch.autocast(torch.device(spec.device).type, torch.bfloat16, spec.setup.dtype == "autocast"):
+        output = model(input_ids=ids_BL, attention_mask=mask_BL, logits_to_keep=kept, use_cache=spec.method == "prefix")
+    logits_BKV, labels_BK = output.logits[:, first - end :], labels_BL[:, first:]
+    scored = labels_BK != IGNORE
+    loss = F.cross_entropy(logits_BKV[scored].float(), labels_BK[scored])
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()

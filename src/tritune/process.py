@@ -26,8 +26,18 @@ ENVIRONMENT = {
 }
 
 
+class _Own:
+    process = False
+
+
+def is_own() -> bool:
+    """Whether nobody but tritune decides what runs in this process."""
+    return _Own.process
+
+
 def settle() -> None:
-    """All of it, for a program that trains."""
+    """All of it, for a program that trains and does nothing else."""
+    _Own.process = True
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     keep_freed_memory()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def loaded() -> list[str]:
 
 def user(**meanwhile: Any) -> Any:
     import_module("package")
-    with waiting(MODULES, meanwhile=meanwhile):
+    with waiting(MODULES, importers=["user"], meanwhile=meanwhile):
         return import_module("user")
 
 
@@ -119,7 +121,7 @@ def test_imports_are_as_ever_afterwards() -> None:
 def test_what_is_there_or_not_installed_does_not_wait() -> None:
     import heavy
 
-    with waiting(("heavy", "no_such_module")):
+    with waiting(("heavy", "no_such_module"), importers=[__name__.partition(".")[0]]):
         from heavy import Thing
 
         assert Thing is heavy.Thing
@@ -139,10 +141,10 @@ def test_a_function_does_something_else_only_until_its_module_is_there() -> None
 def test_a_mark_waits_for_who_reads_it(folder: Path) -> None:
     (folder / "marked.py").write_text(
         "import package\n@package.heavy_part.mark\ndef plain(n): return n + 1\n"
-        "@package.heavy_part.mark(twice=True)\ndef twice(n): return n + 2\n"
+        "@package.heavy_part.mark(None, twice=True)\ndef twice(n): return n + 2\n"
     )
     import_module("package")
-    with waiting(MODULES, marks=["package.heavy_part.mark"]):
+    with waiting(MODULES, importers=["marked"], marks=["package.heavy_part.mark"]):
         module = import_module("marked")
     assert (module.plain(1), module.twice(1)) == (2, 3)
     assert loaded() == []
@@ -154,6 +156,61 @@ def test_a_mark_waits_for_who_reads_it(folder: Path) -> None:
 def test_no_other_function_is_taken_for_a_mark(folder: Path) -> None:
     (folder / "asking.py").write_text("import package\nfound = package.heavy_part.mark(lambda: 0)\n")
     import_module("package")
-    with waiting(MODULES):
+    with waiting(MODULES, importers=["asking"]):
         assert import_module("asking").found.marked is False
     assert loaded() == ["package.heavy_part"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_only_the_named_packages_wait_and_only_in_this_thread() -> None:
+    with waiting(MODULES, importers=["user"]):
+        import_module("heavy_friend")
+        assert loaded() == ["other_heavy", "heavy_friend"]
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(import_module, "user").result().double(2) == 4
+        assert "heavy" in loaded()
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_at_a_time_and_what_was_before_comes_back() -> None:
+    before = builtins.__import__
+    with waiting(MODULES, importers=["user"]):
+        first = builtins.__import__
+        with waiting(MODULES, importers=["user"]):
+            assert builtins.__import__ is first
+        assert builtins.__import__ is first
+        module = import_module("user")
+    assert builtins.__import__ is before
+    with waiting(MODULES, importers=["heavy_friend"]):  # brought in here, yet at once
+        assert module.heavy.friend() == "friend"
+    assert type(sys.modules["other_heavy"]) is type(sys)
+
+
+def test_after_an_error_nobody_is_left_with_a_stand_in(folder: Path) -> None:
+    """So that a second attempt, without waiting, is an import as ever."""
+    (folder / "user.py").write_text(f"{USER}\nif type(Thing) is not type: raise TypeError('a class was expected')\n")
+    (folder / "done.py").write_text("from heavy import Thing\nimport user\n")
+    (folder / "first.py").write_text("from heavy import Thing, double\nimport heavy\n")
+    import_module("package")
+    before = builtins.__import__
+    with pytest.raises(TypeError), waiting(MODULES, importers=["user", "done", "first"]):
+        import_module("first")
+        import_module("done")
+    import heavy
+
+    assert builtins.__import__ is before
+    assert sys.modules["first"].Thing is heavy.Thing
+    assert sys.modules["first"].heavy is heavy
+
+
+@pytest.mark.usefixtures("folder")
+def test_values_are_counted_with_compared_and_gone_through(folder: Path) -> None:
+    (folder / "heavy_values.py").write_text("SIZE, NONE, NAMES = 8, 0, ['a', 'b']")
+    (folder / "user.py").write_text("from heavy_values import SIZE, NONE, NAMES")
+    with waiting(["heavy_values"], importers=["user"]):
+        module = import_module("user")
+    assert (17 // module.SIZE, module.SIZE * 2, 2 - module.SIZE, module.SIZE > 3) == (2, 16, -6, True)
+    assert not module.NONE
+    assert list(module.NAMES) == ["a", "b"]
+    assert "a" in module.NAMES
+    assert copy.deepcopy(module.NAMES) == ["a", "b"]

@@ -61,8 +61,8 @@ class FrozenMaps:
         codes, scales = (_joined([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
         return Codes(parts[0].form, codes, scales, (sum(self.widths), parts[0].shape[1])), bias_E
 
-    def together(self, x_ND: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """(N, E), or None where some map must run by itself. `again`: makes x once more."""
+    def together(self, x_ND: Tensor, again: partial[Tensor] | None = None) -> Tensor | None:
+        """(N, E), or None where some map must run by itself. `again`: makes x once more, of tensors."""
         if not self.joinable:
             return None
         biases: list[Tensor | None] = [module.bias for module in self.modules]
@@ -94,7 +94,7 @@ class FrozenMaps:
         """Each map's own module, with whatever hangs on it."""
         return [module(x_ND) for module in self.modules]
 
-    def __call__(self, x_ND: Tensor, again: Callable[[], Tensor] | None = None) -> Sequence[Tensor]:
+    def __call__(self, x_ND: Tensor, again: partial[Tensor] | None = None) -> Sequence[Tensor]:
         y_NE = self.together(x_ND, again)
         return self.apart(x_ND) if y_NE is None else torch.split(y_NE, self.widths, -1)
 

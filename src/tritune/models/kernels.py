@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise, starmap
 from typing import Any, Protocol
 
@@ -255,27 +256,29 @@ def linear(
     return y_NE
 
 
-def times(x_ND: Tensor, in_D: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
-    """x times a factor for each column. `again`: makes x once more in the backward, which then is not kept."""
-    scaled_ND: Tensor = _Times.apply(x_ND, in_D, again)  # type: ignore[no-untyped-call]
+def times(x_ND: Tensor, in_D: Tensor, again: partial[Tensor] | None = None) -> Tensor:
+    """x times a factor for each column. `again`: makes x once more, of tensors, which are kept instead of x."""
+    sources, make = ((x_ND,), None) if again is None else (again.args, again.func)
+    scaled_ND: Tensor = _Times.apply(x_ND, in_D, make, *sources)  # type: ignore[no-untyped-call]
     return scaled_ND
 
 
 class _Times(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, in_D: Tensor, again: Callable[[], Tensor] | None) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, in_D: Tensor, make: Callable[..., Tensor] | None, *sources: Tensor) -> Tensor:
         used_D = in_D.to(x_ND.dtype)
-        ctx.save_for_backward(used_D, *([x_ND] if again is None else []))
-        ctx.again, ctx.stored_as = again, in_D.dtype
+        ctx.save_for_backward(used_D, *sources)
+        ctx.make, ctx.stored_as = make, in_D.dtype
         return x_ND * used_D
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        used_D, *kept = ctx.saved_tensors
-        x_ND = kept[0] if kept else ctx.again()
+    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor | None, ...]:
+        used_D, *sources = ctx.saved_tensors
+        x_ND = sources[0] if ctx.make is None else ctx.make(*sources)
         grad_D = (g_ND * x_ND).sum(0).to(ctx.stored_as)
-        return g_ND * used_D if ctx.needs_input_grad[0] else None, grad_D, None
+        grad_ND = g_ND * used_D if ctx.needs_input_grad[0] else None
+        return grad_ND, grad_D, None, *(None for _ in sources)
 
 
 def scaled(y_NE: Tensor, widths: Sequence[int], factors: Sequence[Tensor | None]) -> Tensor:

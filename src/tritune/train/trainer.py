@@ -224,8 +224,7 @@ class Trainer:
         """Leaves the gradients; returns the rows' loss. A penalty is no part of it, so that curves can be compared."""
         total = 0.0
         for members in micro_batches:
-            loss = batch_loss(self.base, training_batch([self.rows[i] for i in members])) / n_targets
-            total += float(loss.detach())
+            total += self._backward_of(members, n_targets)
             if not math.isfinite(total):
                 ids = ", ".join(self.rows[i].id for i in members[:5])
                 self.forget_gradients()
@@ -233,8 +232,15 @@ class Trainer:
                     f"The loss of step {self.facts.step + 1} is not finite (rows {ids}, ...). The step was not taken. "
                     "A lower learning rate usually helps."
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
         return total
+
+    def _backward_of(self, members: Sequence[int], n_targets: int) -> float:
+        """One micro-batch. Its graph is gone when this returns: what it holds would stand beside the next one's."""
+        loss = batch_loss(self.base, training_batch([self.rows[i] for i in members])) / n_targets
+        value = float(loss.detach())
+        if math.isfinite(value):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def look(self, measured: Measured) -> Event:
         """An evaluation that decides nothing in this run."""
