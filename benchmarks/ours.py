@@ -7,6 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
+if __name__ == "__main__":  # before torch and transformers are imported, as the command does
+    from tritune.process import settle
+
+    settle()
+
 import torch
 
 from benchmarks import flops, several
@@ -17,7 +22,6 @@ from tritune.methods import method
 from tritune.models.dtype import Dtype
 from tritune.models.load import load_base
 from tritune.models.pretrained import Base
-from tritune.process import settle
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
@@ -28,7 +32,6 @@ from tritune.train.optim import AdamW, clipping
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
     """Load the base, and make what the spec asks for."""
     dtype = None if spec.setup.dtype == "default" else cast("Dtype", spec.setup.dtype)
-    settle()  # as the command does
     base = load_base(spec.folder, dtype=dtype, device=spec.device, compiled=spec.setup.compiled)
     clock.dtype = base.dtype_name
     if spec.setup.loop in (several.APART, several.TOGETHER):
