@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -59,6 +60,7 @@ class TextCache:
         self._dtype = dtype
         self._path = path
         self._memory, self._disk = memory, disk
+        self._shape = torch.Size()  # of what was computed last
 
     def of(self, batch: Batch) -> Tensor:
         """What `compute` gives for this batch, up to rounding."""
@@ -101,32 +103,46 @@ class TextCache:
 
     def _part(self, row: _Row, begin: int, end: int) -> Tensor:
         """Numbers of a known row's tokens from `begin` to `end`: of what all texts begin with, of its text, of its answer."""
-        n, whole = self._n_common, self._whole(self._groups[row.group])
+        n, piece = self._n_common, self._piece(self._groups[row.group], row.start, row.size)
         runs = (
-            (begin, min(end, n), self._common if begin < n else whole, 0),
-            (max(begin, n), min(end, row.length), whole, row.start - n),
-            (max(begin, row.length), end, whole, row.answer - row.length),
+            (begin, min(end, n), self._common if begin < n else piece, 0),
+            (max(begin, n), min(end, row.length), piece, -n),
+            (max(begin, row.length), end, piece, row.answer - row.length),
         )
         found = [of.narrow(self._dim, shift + first, last - first) for first, last, of, shift in runs if first < last]
         return found[0] if len(found) == 1 else torch.cat(found, self._dim)
 
-    def _whole(self, group: _Group) -> Tensor:
-        """Numbers of all texts of a group with their answers, without what all texts begin with."""
-        if group.whole is None:
-            n, builder = self._n_common, _Rows()
-            parents = (builder.add(group.texts[0][:n], (), ends=False),) if n else ()
-            for text in group.texts:
-                own = builder.add(text[n:], parents, ends=True)
-                for answer in self._texts[text]:
-                    builder.add(answer, (*parents, own), ends=False)
-            computed = self._compute(builder.batch())
-            computed = computed.narrow(self._dim, n, computed.shape[self._dim] - n)
-            if group.file_start is None:
-                group.whole = computed.contiguous()
-            else:
-                room = self._file.numbers[group.file_start : group.file_start + computed.numel()]
-                group.whole = room.view(computed.shape).copy_(computed)
-        return group.whole
+    def _piece(self, group: _Group, start: int, size: int) -> Tensor:
+        """Numbers of so many tokens of a group, a text's with its answers'."""
+        if group.numbers is None:
+            self._fill(group)
+        assert group.numbers is not None
+        return self._place(group.numbers, start, size)
+
+    def _place(self, numbers: Tensor, start: int, size: int) -> Tensor:
+        shape = list(self._shape)
+        shape[self._dim] = size
+        return numbers[self._numbers * start : self._numbers * (start + size)].view(shape)
+
+    def _fill(self, group: _Group) -> None:
+        """Compute all texts of a group with their answers, without what all texts begin with. Those of one text lie together:
+        whoever reads it then reads no other's pages."""
+        n, builder = self._n_common, _Rows()
+        parents = (builder.add(group.texts[0][:n], (), ends=False),) if n else ()
+        for text in group.texts:
+            own = builder.add(text[n:], parents, ends=True)
+            for answer in self._texts[text]:
+                builder.add(answer, (*parents, own), ends=False)
+        computed = self._compute(builder.batch())
+        self._shape = computed.shape
+        sizes = [self._tokens(text) for text in group.texts]
+        size = self._numbers * sum(sizes)
+        if group.file_start is None:
+            group.numbers = torch.empty(size, dtype=self._dtype)
+        else:
+            group.numbers = self._file.numbers[group.file_start : group.file_start + size]
+        for start, end in pairwise(accumulate(sizes, initial=0)):
+            self._place(group.numbers, start, end - start).copy_(computed.narrow(self._dim, n + start, end - start))
 
     # --- what goes where: depends on the texts and the bounds alone ---
 
@@ -177,12 +193,12 @@ class TextCache:
         for index, group in enumerate(self._groups):
             start = 0
             for text in group.texts:
-                end = start + len(text) - self._n_common
-                rows[text] = _Row(index, start, len(text), end)
+                size, behind = self._tokens(text), len(text) - self._n_common
+                rows[text] = _Row(index, start, size, len(text), behind)
                 for answer in self._texts[text]:
-                    rows[text + answer] = _Row(index, start, len(text), end)
-                    end += len(answer)
-                start = end
+                    rows[text + answer] = _Row(index, start, size, len(text), behind)
+                    behind += len(answer)
+                start += size
         return rows
 
     @cached_property
@@ -223,16 +239,17 @@ class _Group:
 
     texts: list[Ids]
     file_start: int | None = None
-    whole: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Where a text of `length` tokens, and what follows it, begin among the tokens of its group, what all texts have in
-    common left out."""
+    """Where a text of `length` tokens and its answers lie among the tokens of their group, what all texts have in common
+    left out: `size` of them from `start` on. Of these, the row's own answer begins at `answer`."""
 
     group: int
     start: int
+    size: int
     length: int
     answer: int
 

@@ -111,7 +111,7 @@ def test_bounds_are_kept(memory: int, tmp_path: Path, monkeypatch: pytest.Monkey
     for batch in batches(given, 0):
         cache.of(text_batch(batch))
     assert (tmp_path / "texts").stat().st_size <= 30 * BYTES
-    held = sum(t.whole.numel() * 4 for t in cache._groups if t.whole is not None and t.file_start is None)
+    held = sum(t.numbers.numel() * 4 for t in cache._groups if t.numbers is not None and t.file_start is None)
     assert held <= memory
     before = len(computed)
     cache.of(text_batch(training_batch(given)))
