@@ -52,7 +52,7 @@ def runs_here(x: Tensor, codes_ED: Tensor) -> bool:
 def product(x: Tensor, codes_ED: Tensor, scales_E: Tensor) -> Tensor:
     """x Wᵀ (..., E), with x (..., D) rounded to 8 bits."""
     x_ND, scales_N1 = _rounded(x.flatten(0, -2))
-    return _product(x_ND, scales_N1, codes_ED.view(FORMAT).T, scales_E[None]).view(*x.shape[:-1], -1)
+    return _as_rows_of(x, _product(x_ND, scales_N1, codes_ED.view(FORMAT).T, scales_E[None]))
 
 
 def slope(g: Tensor, codes_ED: Tensor, scales_E: Tensor) -> Tensor:
@@ -60,7 +60,12 @@ def slope(g: Tensor, codes_ED: Tensor, scales_E: Tensor) -> Tensor:
     g_NE, scales_N1 = _rounded(g.flatten(0, -2), scales_E)
     turned_ED = codes_ED.T.contiguous().view(FORMAT).T  # the unit wants its second matrix column by column
     ones_1D = scales_E.new_ones(1, codes_ED.shape[1])
-    return _product(g_NE, scales_N1, turned_ED, ones_1D).view(*g.shape[:-1], -1)
+    return _as_rows_of(g, _product(g_NE, scales_N1, turned_ED, ones_1D))
+
+
+def _as_rows_of(x: Tensor, y_NE: Tensor) -> Tensor:
+    """Not as a view where it can be itself: others write into it."""
+    return y_NE if x.dim() == 2 else y_NE.view(*x.shape[:-1], -1)
 
 
 def rounded(x_ND: Tensor, by_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
