@@ -33,8 +33,6 @@ SELDOM = (
     "sklearn",
     "accelerate",
 )
-
-
 #: decorators that tell torch's compiler what to do with a function
 MARKS = (
     "torch._dynamo.allow_in_graph",
