@@ -27,6 +27,7 @@ from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
 from tritune.train.memory import old_objects_left_alone, sweep
 from tritune.train.optim import AdamW, clipping
+from tritune.train.passes import Passes
 
 
 def prepare(spec: Spec, clock: Clock) -> Callable[[], None]:
@@ -62,6 +63,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     delta = found.init(config, base, torch.Generator().manual_seed(0))
     parameters = dict(delta.trainable())
     optimizer = AdamW(parameters, rests=delta.rests())
+    passes = Passes(delta, rows, [row.n_trained for row in rows], spec.setup.batch)
     clock.flops = _flops(spec, base, rows)
 
     texts = {row.context: (row.target[:-1],) for row in rows}
@@ -72,7 +74,8 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
         with old_objects_left_alone(), keeping, base.bind(delta), base.without(delta.weights()):
             clock.start()
             for n, members in enumerate(spec.batches, 1):
-                loss = _backward(base, [rows[i] for i in members])
+                supervised = sum(len(rows[i].target) for i in members)
+                loss = sum(_backward(base, [rows[i] for i in some], supervised) for some in passes.of([members]))
                 optimizer.take(spec.learning_rate, clipping(optimizer.norm(), 1.0))
                 sweep(n)
                 clock.step(loss)
@@ -80,9 +83,9 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     return train
 
 
-def _backward(base: Base, rows: list[Encoded]) -> float:
+def _backward(base: Base, rows: list[Encoded], supervised: int) -> float:
     """As the package's own trainer does: the graph is gone when this returns."""
-    loss = batch_loss(base, training_batch(rows)) / sum(len(row.target) for row in rows)
+    loss = batch_loss(base, training_batch(rows)) / supervised
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 

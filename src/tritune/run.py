@@ -23,7 +23,8 @@ class Training(Given):
     warmup: share of all steps in which the rate rises linearly from zero.
     weight_decay: of AdamW, decoupled.
     clip: largest global gradient norm; null: no clipping.
-    batch_tokens: tokens that go through the base together (one micro-batch).
+    batch_tokens: tokens of the rows that are learned together (one micro-batch), and of a pass through the base: where
+        virtual tokens behind texts make them more, a micro-batch goes in several passes.
     accumulate: micro-batches per optimizer step.
     evaluations: how often dev is scored over the whole run, evenly spaced, the last step included; 0: never.
     patience: stop after so many evaluations in a row without a new best; null: never.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from tritune.models.base import DeepSegment, Segment
+from tritune.models.base import DeepSegment, Edits, Segment
 
 if TYPE_CHECKING:
     from tritune.models.layout import Layout
@@ -80,10 +80,11 @@ class Virtual:
         """Whether there are no segments at all."""
         return not (self._front or self._behind or self._deep)
 
-    @property
-    def only_behind(self) -> bool:
-        """Whether texts see nothing of these segments."""
-        return bool(self._behind) and not self._front and not self._deep
+    def texts_stand(self, edits: Edits) -> bool:
+        """Whether the rows' texts depend on nothing that is learned: these segments, which are those of `edits`, stand behind
+        them, and nothing else acts."""
+        only_behind = bool(self._behind) and not self._front and not self._deep
+        return only_behind and not edits.sites() and not edits.weights()
 
     def inputs(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """What goes into the first layer, in packed order, from the embeddings of a batch's own tokens."""

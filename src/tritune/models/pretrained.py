@@ -282,7 +282,7 @@ class Base:
         virtual = Virtual(edits.segments())
         lay_out = partial(self._laid_out, batch, front=virtual.front, behind=virtual.behind, deep=virtual.deep)
         pays = torch.is_grad_enabled() or self._texts is not None
-        texts_stand = pays and virtual.only_behind and not weights and not edits.sites()
+        texts_stand = pays and virtual.texts_stand(edits)
         layout = lay_out(texts_given=texts_stand)
         at_K = at_K.cpu()
         if texts_stand and bool((layout.asked[at_K] < 0).any()):  # positions inside a text are asked for

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,6 +39,14 @@ def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[l
         tokens += lengths[i]
     if batch:
         yield batch
+
+
+def evenly(members: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows of similar size in as few parts as their sizes allow, each of about the same number and, but for a row more or
+    less, within the budget."""
+    n = min(len(members), math.ceil(sum(sizes[i] for i in members) / budget))
+    ends = [len(members) * i // n for i in range(n + 1)]
+    return [list(members[begin:end]) for begin, end in pairwise(ends)]
 
 
 def steps_in(epochs: float, lengths: Sequence[int], budget: int, accumulate: int, seed: int) -> int:

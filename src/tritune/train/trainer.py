@@ -24,6 +24,7 @@ from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_in
 from tritune.train.optim import AdamW, clipping, rate
+from tritune.train.passes import Passes
 from tritune.train.state import Best, Facts, TrainState, copied, grouped
 
 
@@ -99,8 +100,9 @@ class Trainer:
         self.training, self.delta, self.rows = job.training, job.delta, job.rows
         training, delta, rows, seed = job.training, job.delta, job.rows, job.seed
         self.parameters = dict(delta.trainable())
+        self._passes = Passes(delta, rows, _lengths(rows), training.batch_tokens)
         with torch.no_grad():  # only whether there is one
-            summed = training.accumulate > 1 or delta.penalty() is not None
+            summed = training.accumulate > 1 or self._passes.divide or delta.penalty() is not None
         self.optimizer = AdamW(
             self.parameters, training.weight_decay, delta.rate_factors(), delta.rests(), summed=summed
         )
@@ -132,13 +134,14 @@ class Trainer:
         return min(self.total, self.job.until or self.total)
 
     def left(self) -> Iterator[list[list[int]]]:
-        """The steps to be taken, each a list of micro-batches."""
+        """The steps to be taken, each a list of what goes through the base at once."""
         self.over = self.patience_is_out
         done = self.facts.step
         ahead = steps(
             _lengths(self.rows), self.training.batch_tokens, self.training.accumulate, self.job.seed, skip=done
         )
-        return islice(ahead, 0 if self.over else max(0, self.last - done))
+        due = islice(ahead, 0 if self.over else max(0, self.last - done))
+        return (list(self._passes.of(micro_batches)) for micro_batches in due)
 
     def step(self, micro_batches: Sequence[Sequence[int]]) -> Event:
         """One optimizer step.
