@@ -5,8 +5,9 @@
     python -m benchmarks.gpu --device cpu --shapes tiny --length 32 --batch-tokens 64       does it run at all
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
-line per method, shape and way: as it comes, and with regions compiled (`--compile`), each in turn. Peak memory is what torch
-had allocated. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
+line per method, shape and way, each in turn: as it comes, with regions compiled (`--compile`), and with steps recorded
+(`--cuda-graphs`), both without and with compiled regions. Peak memory is what torch had allocated; a recorded step's stays
+allocated. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,6 +39,7 @@ from tritune.models.tiny import byte_tokenizer
 from tritune.spec import Digests, Quantisation, digest
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
+from tritune.train.graphs import Graphs, may_be_recorded
 from tritune.train.loop import batch_loss
 from tritune.train.optim import AdamW, clipping
 
@@ -104,11 +107,15 @@ class Subject:
         )
         self.flops = flops.step(flops.Shape.of(base.config.to_dict()), self.kind, work)
 
-    def step(self) -> tuple[float, float]:
+    def step(self, graphs: Graphs | None) -> tuple[float, float]:
         """Its seconds and its loss, as float only when the step is over."""
         start = time.perf_counter()
-        loss = batch_loss(self.base, training_batch(self.rows)) / self.supervised
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = training_batch(self.rows)
+        if graphs is None:
+            loss = batch_loss(self.base, batch) / self.supervised
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            loss = torch.tensor(graphs.backward(batch, self.supervised))
         self.optimizer.take(self.learning_rate, clipping(self.optimizer.norm(), 1.0))
         if self.base.device.type == "cuda":
             torch.cuda.synchronize()
@@ -124,45 +131,59 @@ class Turns:
     losses: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
-    def take(self, subject: Subject, steps: int) -> None:
+    def take(self, subject: Subject, graphs: Graphs | None, steps: int) -> None:
         with measured() as cost:
-            begun = [subject.step() for _ in range(WARMUP)]
-            timed = [subject.step() for _ in range(steps)]
+            begun = [subject.step(graphs) for _ in range(WARMUP)]
+            timed = [subject.step(graphs) for _ in range(steps)]
         self.first = self.first or begun[0][0]
         self.seconds.append([seconds for seconds, _ in timed])
         self.losses += [loss for _, loss in begun + timed]
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
 
 
-def in_turn(subject: Subject, turns: int, steps: int) -> dict[bool, Turns]:
-    """As it comes (False) and compiled (True, on a GPU only), one after the other, so that both see the same machine."""
-    ways = {compiled: Turns() for compiled in ((False, True) if subject.base.device.type == "cuda" else (False,))}
+class Way(NamedTuple):
+    """How steps run."""
+
+    compiled: bool
+    recorded: bool
+
+    def __str__(self) -> str:
+        return "".join(f", {name}" for name, used in self._asdict().items() if used)
+
+
+def in_turn(subject: Subject, turns: int, steps: int) -> dict[Way, Turns]:
+    """As it comes and, on a GPU, compiled and recorded, one after the other, so that all see the same machine."""
     with subject.base.bind(subject.delta), subject.base.without(subject.delta.weights()):
+        on_gpu = subject.base.device.type == "cuda"
+        may = on_gpu and subject.base.recordable and may_be_recorded(subject.delta)
+        ways = [Way(*way) for way in product((False, True)[: 1 + on_gpu], (False, True)[: 1 + may])]
+        found = {way: Turns() for way in ways}
+        graphs = {way: Graphs(subject.base, subject.delta) if way.recorded else None for way in ways}
         for _ in range(turns):
-            for compiled, way in ways.items():
-                regions.use(compiled)
-                way.take(subject, steps)
+            for way, taken in found.items():
+                regions.use(way.compiled)
+                taken.take(subject, graphs[way], steps)
     regions.use(False)
-    return ways
+    return found
 
 
-def line(subject: Subject, compiled: bool, way: Turns, matrix_rate: float) -> dict[str, Any]:
-    seconds = median(map(median, way.seconds))
+def line(subject: Subject, way: Way, taken: Turns, matrix_rate: float) -> dict[str, Any]:
+    seconds = median(map(median, taken.seconds))
     tokens = sum(row.n_trained for row in subject.rows)
     return {
         "base": subject.base.name,
         "quantised": subject.base.quantised,
         "method": subject.kind,
-        "compiled": compiled,
+        **way._asdict(),
         "device": torch.cuda.get_device_name() if subject.base.device.type == "cuda" else "cpu",
         "tokens_per_second": tokens / seconds,
         "mfu": subject.flops / seconds / matrix_rate,
         "matrix_rate": matrix_rate,
-        "peak_bytes": way.peak_bytes,
+        "peak_bytes": taken.peak_bytes,
         "tokens_of_a_step": tokens,
-        "first_step_seconds": way.first,
-        "seconds_of_steps": way.seconds,
-        "losses": [way.losses[0], way.losses[-1]],
+        "first_step_seconds": taken.first,
+        "seconds_of_steps": taken.seconds,
+        "losses": [taken.losses[0], taken.losses[-1]],
     }
 
 
@@ -192,10 +213,10 @@ def main() -> None:
                 say(f"{shape} {name}: {error}")
                 continue
             rate = max(matrix_rates(options.device).values())
-            for compiled, way in ways.items():
-                found = line(subject, compiled, way, rate)
+            for way, taken in ways.items():
+                found = line(subject, way, taken, rate)
                 records.add(found)
-                say(f"{shape} {name}{', compiled' if compiled else ''}: {found['tokens_per_second']:.0f} tokens/s")
+                say(f"{shape} {name}{way}: {found['tokens_per_second']:.0f} tokens/s")
 
 
 if __name__ == "__main__":

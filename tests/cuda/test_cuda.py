@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.laws.conftest import Case, batch_of, ids_of, kinds_and_variants, training_rows
+from tests.unit.train.test_graphs import without_chance
 from tritune.methods import method
 from tritune.methods.base import Bank, Delta
+from tritune.methods.lora import LoRA
 from tritune.models import fp8, head, regions, varlen
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Segment, Span
 from tritune.models.head import SummedLoss
@@ -25,6 +27,7 @@ from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.run import Training
 from tritune.text.pack import training_batch
+from tritune.train.graphs import Graphs, may_be_recorded
 from tritune.train.loop import Measured, batch_loss, train
 
 #: families whose attention has no soft cap, so that the kernel runs; Mistral looks back six tokens
@@ -270,6 +273,54 @@ def test_dropout_of_a_run_is_the_same_every_time() -> None:
         finals.append(delta.export())
     for name, tensor in finals[0].items():
         torch.testing.assert_close(tensor, finals[1][name], rtol=1e-3, atol=1e-5)
+
+
+@each_variant
+def test_recorded_steps_learn_what_others_do(variant: tuple[str, int]) -> None:
+    """Passes over other rows of one shape: the first runs kernel by kernel, the second is recorded, the others launched."""
+    kind, i = variant
+    rows = training_rows()
+    batches = [rows[:5], rows[3:8], rows[5:12], rows[1:4]]
+    base = tiny_base("llama", dtype=torch.bfloat16, device="cuda")
+    found = []
+    for recorded in (False, True):
+        delta = Case(method(kind), method(kind).variants[i], base).moved()
+        if not may_be_recorded(delta) or not without_chance(kind, i):
+            return
+        for module in delta.modules():
+            if isinstance(module, torch.nn.RNNBase):
+                module.train()
+        with base.bind(delta):
+            if not base.recordable:
+                return
+            steps = Graphs(base, delta)
+            if recorded:
+                losses = [steps.backward(training_batch(some), 7) for some in batches]
+                assert steps.recorded == 1
+            else:
+                losses = []
+                for some in batches:
+                    loss = batch_loss(base, training_batch(some)) / 7
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    losses.append(float(loss.detach()))
+        found.append((losses, {name: p.grad for name, p in delta.trainable().items() if p.grad is not None}))
+    (wanted, slopes), (losses, launched) = found
+    assert losses == pytest.approx(wanted, rel=0.02)
+    assert launched.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        assert spread(launched[name], slope) < 0.1, name
+
+
+def test_a_recorded_run_learns() -> None:
+    """Parameters move between launches, and dropout draws anew at each."""
+    base = tiny_base("llama", dtype=torch.bfloat16, device="cuda")
+    base.cuda_graphs = True
+    delta = method("lora").init(LoRA(rank=4, dropout=0.1), base, torch.Generator().manual_seed(0))
+    training = Training(epochs=12, batch_tokens=60, evaluations=0)
+    events = list(train(training, base, delta, training_rows(), learning_rate=1e-2, seed=1))
+    losses = [event.point.train_loss for event in events if event.kind == "step"]
+    assert len(set(losses)) == len(losses)
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -13,7 +13,7 @@ import typer
 from tritune.cli import comparison_folder, folders, given, options
 from tritune.cli.comparison_folder import OWN, RECORD, REPORT, TABLE, may_go_on
 from tritune.cli.language import language
-from tritune.cli.loading import RUN, check_alone, check_form, load_base, load_task, require, settled
+from tritune.cli.loading import RUN, base_of, check_alone, check_form, load_task, require, settled
 from tritune.cli.progress import shown
 from tritune.cli.screen import echo_json, page
 from tritune.errors import Interrupted, Mismatch, Problem
@@ -77,6 +77,7 @@ def compare(
     device: options.Device = None,
     quantise: options.QuantiseBase = None,
     compiled: options.Compiled = None,
+    cuda_graphs: options.CudaGraphs = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,
@@ -166,9 +167,7 @@ def run(
     plan = plan_of(settings)
     check(task, plan)
     check_form(plan.configs, settings.quantise)
-    base = base or load_base(
-        settings.base, settings.dtype, settings.device, progress, settings.quantise, compiled=settings.compiled
-    )
+    base = base or base_of(settings, progress)
     with nullcontext() if going_on else folders.replacing(out, OWN, progress):
         if not going_on:
             resolved = settings.model_copy(update=_resolved(plan) | {"dtype": base.dtype_name})

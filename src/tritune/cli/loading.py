@@ -99,6 +99,19 @@ def check_form(configs: Mapping[str, MethodConfig], form: Quantisation | None) -
     Mismatch.check("Not every method works on a quantised base.", problems, hint)
 
 
+def base_of(settings: Settings, progress: Progress) -> Base:
+    """The base that is to be trained on, in the way that was asked for."""
+    return load_base(
+        settings.base,
+        settings.dtype,
+        settings.device,
+        progress,
+        settings.quantise,
+        compiled=settings.compiled,
+        cuda_graphs=settings.cuda_graphs,
+    )
+
+
 def load_base(
     ref: str,
     dtype: Dtype | None,
@@ -107,6 +120,7 @@ def load_base(
     quantise: Quantisation | None = None,
     *,
     compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> Base:
     """The base, without the bars and warnings of the library below."""
     progress.stage(told("load", progress.lang, name=Path(ref).name), 0, "")
@@ -117,7 +131,15 @@ def load_base(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    base = load.load_base(ref, dtype=dtype, device=device, quantise=quantise, compiled=compiled, progress=progress.say)
+    base = load.load_base(
+        ref,
+        dtype=dtype,
+        device=device,
+        quantise=quantise,
+        compiled=compiled,
+        cuda_graphs=cuda_graphs,
+        progress=progress.say,
+    )
     facts = {
         "name": base.name,
         "size": units.count(base.parameters().count(), progress.lang),

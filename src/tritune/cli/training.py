@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tritune.cli import folders
-from tritune.cli.loading import check_alone, check_form, load_base, load_task, require, settled
+from tritune.cli.loading import base_of, check_alone, check_form, load_task, require, settled
 from tritune.cli.run_folder import DEV_CURVE, LOSS_CURVE, METRICS, OWN, RunFolder
 from tritune.cli.stop import stop_wish
 from tritune.errors import Interrupted, Mismatch
@@ -59,9 +59,7 @@ def run(
     check_form({str(settings.method): config}, settings.quantise)
     check_rows(task, settings.training())
     state = folder.load() if resume else None
-    base = load_base(
-        settings.base, settings.dtype, settings.device, progress, settings.quantise, compiled=settings.compiled
-    )
+    base = base_of(settings, progress)
     rate = settings.learning_rate or method_of(config).learning_rate
     # The rate is written out: a resumed run reads it from its folder, and both must be the same document.
     training = settings.training().model_copy(update={"learning_rate": rate})

@@ -106,6 +106,7 @@ def build(
     texts_given: bool = False,
     round_number: bool = False,
     varlen: bool | None = None,
+    grouped: bool = True,
 ) -> Layout:
     """Lay out a batch with its virtual tokens. Segments' lengths are given by slot; key None: one for all rows.
 
@@ -116,6 +117,7 @@ def build(
         texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
         round_number: compute a round number of tokens, the last of which may be nobody's (`round_numbers.py`).
         varlen: also as the kernel of a GPU wants it; None: where there is one.
+        grouped: False: as that kernel wants it alone.
     """
     pieces = pieces_of(batch, front, behind, deep, texts_given)
     n_front = sum(front.values())
@@ -133,8 +135,8 @@ def build(
             for i in sorted(range(len(spans)), key=lambda i: spans[i].start)
         ]
     )
-    groups, order = [], []
-    for members in _grouped(spans, past, computed):
+    groups, order = [], [torch.empty(0, dtype=torch.long)]
+    for members in _grouped(spans, past, computed) if grouped else ():
         group = _group(spans, members, positions, n_given)
         groups.append(group.to(device))
         queries = group.query_BL.flatten()

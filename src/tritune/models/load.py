@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tritune.errors import UnsupportedBase
+from tritune.errors import Mismatch, UnsupportedBase
 from tritune.models import regions
 from tritune.models.base import LINEAR_ROLES
 from tritune.models.device import device_named
@@ -40,6 +40,7 @@ def load_base(
     device: str | None = None,
     quantise: Quantisation | None = None,
     compiled: bool = False,
+    cuda_graphs: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Base:
     """Load a base and let it prove that it can be packed.
@@ -54,13 +55,17 @@ def load_base(
         compiled: make element-wise parts of the layers one kernel each, with torch.compile, when they first run. That takes
             some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU does it where there is a
             C++ compiler.
+        cuda_graphs: record training steps on a GPU, once per shape, and launch each as one. For small bases, whose steps are
+            mostly launching; takes the memory of one more step. Full fine-tuning and prompts behind texts go on without.
 
     Raises:
         Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.
-        Mismatch: the folder lacks files, or the device is not there.
+        Mismatch: the folder lacks files, or the device is not there, or has no CUDA graphs.
         UnsupportedBase: unknown family, or packed rows are not solo rows.
     """
     device = device_named(device)
+    if cuda_graphs and not device.startswith("cuda"):
+        raise Mismatch(f"CUDA graphs are for GPUs, and '{device}' is none.", hint="Leave --cuda-graphs out.")
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
     check_family(config, next(iter(config.architectures or ()), located.name))
@@ -75,7 +80,7 @@ def load_base(
         quantise_layers(model, quantise, wanted)
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
-    base.located = located
+    base.located, base.cuda_graphs = located, cuda_graphs
     regions.use(compiled)
     probe(base)
     return base

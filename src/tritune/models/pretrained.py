@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tritune.errors import Mismatch, Problem
-from tritune.models import attention, round_numbers
+from tritune.models import attention, round_numbers, varlen
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Role, Site
 from tritune.models.bound import EVERYWHERE, Stream, hooked
 from tritune.models.depth import above, below
@@ -36,6 +36,7 @@ from tritune.models.matrix import SiteMatrix
 from tritune.models.memory import aside, hold_in_memory, is_much
 from tritune.models.past import Recorded, Virtual
 from tritune.models.pieces import text_batch
+from tritune.models.prepared import Prepared
 from tritune.models.probe import parts_are_whole
 from tritune.models.quantised import QuantisedLinear, Weights, resident_bytes
 from tritune.models.sites import Place, Rows, find_places, heads, is_transposed, layers_of
@@ -59,6 +60,7 @@ class Base:
         self.name = name
         self.digests = digests
         self.located: Located | None = None  # where its files are; None: made in memory
+        self.cuda_graphs = False  # whether training steps on it are recorded (`train/graphs.py`)
         self.places: tuple[Place, ...] = find_places(model, model.config)
         known = stream_of(model)
         self._stream = known or Stream()
@@ -300,11 +302,53 @@ class Base:
     def loss(self, batch: Batch, at_K: Tensor, labels_K: Tensor) -> Tensor:
         """Sum of the cross-entropies of `labels_K` at positions `at_K`, as a scalar: what `logits` would give, but where
         these are many they are never held together. A head that something acts on gives logits."""
-        labels_K = labels_K.to(self.device)
-        if Role.HEAD in self._stream.edited or not self._head.pays(len(at_K)):
-            return F.cross_entropy(self.logits(batch, at_K), labels_K, reduction="sum")
+        return self._loss(partial(self.logits, batch, at_K), labels_K.to(self.device))
+
+    def _loss(self, logits: Callable[[], Tensor], labels_K: Tensor) -> Tensor:
+        if not self.loses_in_pieces(len(labels_K)):
+            return F.cross_entropy(logits(), labels_K, reduction="sum")
         with self._head.answering_with_loss(labels_K):
-            return self.logits(batch, at_K).view(())
+            return logits().view(())
+
+    def loses_in_pieces(self, n: int) -> bool:
+        """Whether the logits of n positions are never held together when only their loss is wanted."""
+        return Role.HEAD not in self._stream.edited and self._head.pays(n)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a pass over a batch reads nothing but tensors that are there beforehand: on a GPU, where one kernel attends
+        to all rows of it, unless positions turn with the longest row or a site is some columns of a map."""
+        width, softcap = self.cache_shape[2], getattr(self.config, "attn_logit_softcapping", None)
+        rope = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
+        edited = [place for place in self.places if place.site.key in self._stream.edited]
+        return (
+            varlen.suits(self.device, self.dtype, width)
+            and softcap is None
+            and rope not in ("dynamic", "longrope")
+            and all(place.columns is None and place.site.role is not Role.EMBED for place in edited)
+        )
+
+    def prepared(self, batch: Batch, at_K: Tensor, labels_K: Tensor) -> Prepared:
+        """What `loss_of` reads, still in the processor's memory. Edits have to be bound, and `recordable`."""
+        with torch.no_grad():
+            virtual = Virtual(self._stream.edits.segments())
+        lay_out = partial(build, batch, virtual.front, behind=virtual.behind, deep=virtual.deep)
+        layout = lay_out(varlen=True, grouped=False)
+        assert layout.rows is not None
+        layout = replace(layout, rows=layout.rows.rounded())
+        return Prepared(batch.tokens_N, layout, layout.asked[at_K], labels_K)
+
+    def loss_of(self, prepared: Prepared) -> Tensor:
+        """`loss` of a batch whose labels are in there, of which those that are IGNORE count for nothing. The processor reads
+        no number of it, so that what a GPU does may be recorded."""
+
+        def logits() -> Tensor:
+            virtual = Virtual(self._stream.edits.segments())
+            layout = replace(prepared.layout, past=virtual.past())
+            x_ND = virtual.inputs(self.embedding(prepared.tokens_N), layout)
+            return at_least_float32(self._run(x_ND, layout, prepared.asked_K, {}))
+
+        return self._loss(logits, prepared.labels_K)
 
     def _embedded(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
         """What the batch's own tokens are to the first layer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import accumulate
 from typing import Any
@@ -32,7 +32,7 @@ class Rows:
 
     Attributes:
         query_ends, key_ends: (spans + 1), int32, from 0: where each span's queries and keys end.
-        longest: most queries and most keys of a span.
+        longest: no span has more queries, or more keys.
         key_T: which keys those are; None: all of them, in their order.
     """
 
@@ -40,6 +40,11 @@ class Rows:
     key_ends: Tensor
     longest: tuple[int, int]
     key_T: Tensor | None
+
+    def rounded(self) -> Rows:
+        """With powers of two for `longest`, in which more batches are alike."""
+        queries, keys = (1 << (n - 1).bit_length() for n in self.longest)
+        return replace(self, longest=(queries, keys))
 
 
 def rows_of(spans: Sequence[Span], computed: Sequence[int], device: torch.device) -> Rows:
@@ -65,9 +70,13 @@ def rows_of(spans: Sequence[Span], computed: Sequence[int], device: torch.device
 
 def runs_here(query: Tensor, softcap: float | None) -> bool:
     """Whether the kernel takes such queries."""
-    d = query.shape[-1]
-    narrow = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and narrow and softcap is None and d <= WIDEST and d % STEP == 0
+    return softcap is None and suits(query.device, query.dtype, query.shape[-1])
+
+
+def suits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernel takes heads of this width there."""
+    narrow = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and narrow and width <= WIDEST and width % STEP == 0
 
 
 def attend(rows: Rows, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor, scale: float, window: int | None) -> Tensor:

@@ -27,7 +27,7 @@ RECORDED = ("run",)
 class Settings(Training):
     """Base, data and training.
 
-    base, dtype, device, quantise, compiled: as for `load_base`; null: the machine decides, and nothing is quantised.
+    base, dtype, device, quantise, compiled, cuda_graphs: as for `load_base`; null: the machine decides, nothing is quantised.
     train, test, dev, ... allow_duplicates: as for `classification`; `data_seed` draws the rows where there are limits.
     """
 
@@ -36,6 +36,7 @@ class Settings(Training):
     device: str | None = None
     quantise: Quantisation | None = None
     compiled: bool = False
+    cuda_graphs: bool = False
     train: str | None = None
     test: str | None = None
     dev: str | None = None

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -23,6 +24,7 @@ from tritune.run import Training
 from tritune.text.encode import Encoded
 from tritune.text.pack import shared_beginning, training_batch
 from tritune.train.batches import steps, steps_in
+from tritune.train.graphs import Graphs, may_be_recorded
 from tritune.train.optim import AdamW, clipping, rate
 from tritune.train.passes import Passes
 from tritune.train.state import Best, Facts, TrainState, copied, grouped
@@ -238,12 +240,21 @@ class Trainer:
         return total
 
     def _backward_of(self, members: Sequence[int], n_targets: int) -> float:
-        """One micro-batch. Its graph is gone when this returns: what it holds would stand beside the next one's."""
-        loss = batch_loss(self.base, training_batch([self.rows[i] for i in members])) / n_targets
+        """One pass. Its graph is gone when this returns: what it holds would stand beside the next one's."""
+        batch = training_batch([self.rows[i] for i in members])
+        if self._graphs is not None:
+            return self._graphs.backward(batch, n_targets)
+        loss = batch_loss(self.base, batch) / n_targets
         value = float(loss.detach())
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
         return value
+
+    @cached_property
+    def _graphs(self) -> Graphs | None:
+        """What records steps, where that is wanted and can be."""
+        wanted = self.base.cuda_graphs and self.base.recordable and may_be_recorded(self.delta)
+        return Graphs(self.base, self.delta) if wanted else None
 
     def look(self, measured: Measured) -> Event:
         """An evaluation that decides nothing in this run."""
