@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu import SHAPES, Subject, Turns, build, in_turn, line, rows_of
+from benchmarks.gpu import SHAPES, Subject, Turns, Way, build, in_turn, line, rows_of
+
+PLAIN = Way(compiled=False, recorded=False)
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -15,11 +17,12 @@ def test_it_learns_its_rows(name: str) -> None:
     subject = Subject(base, name, rows_of(3, 16, SHAPES["tiny"][5]))
     assert subject.supervised == 3 * 16
     ways = in_turn(subject, turns=2, steps=3)
-    assert list(ways) == [False]
-    way = ways[False]
+    assert list(ways) == [PLAIN]
+    way = ways[PLAIN]
     assert [len(turn) for turn in way.seconds] == [3, 3]
     assert way.losses[-1] < way.losses[0]
-    found = line(subject, False, way, matrix_rate=1e12)
+    found = line(subject, PLAIN, way, matrix_rate=1e12)
+    assert (found["compiled"], found["recorded"], str(PLAIN)) == (False, False, "")
     assert found["tokens_of_a_step"] == 3 * 16
     assert 0 < found["mfu"] < 1
     assert all(torch.equal(p, before[key]) for key, p in base.parameters().items())
@@ -29,7 +32,7 @@ def test_the_first_step_of_all_is_kept() -> None:
     subject = Subject(build("tiny", 16, "cpu"), "lora", rows_of(1, 16, SHAPES["tiny"][5]))
     way = Turns()
     with subject.base.bind(subject.delta):
-        way.take(subject, 1)
+        way.take(subject, None, 1)
         first = way.first
-        way.take(subject, 1)
+        way.take(subject, None, 1)
     assert 0 < first == way.first
