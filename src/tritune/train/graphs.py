@@ -46,9 +46,7 @@ class Graphs:
 
     def backward(self, batch: Batch, n_targets: int) -> float:
         """Add the gradients of the batch's part of a step that learns so many tokens; returns that part's loss."""
-        prepared = self._prepared(batch)
-        step = self._steps.setdefault(prepared.shape(), _Step(self._base, self._parameters, prepared))
-        loss, gradients = step(prepared, 1 / n_targets, self._record if self._room else None)
+        loss, gradients = self._step(self._prepared(batch), 1 / n_targets).run()
         for p, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None:
                 _add(p, gradient)
@@ -61,9 +59,17 @@ class Graphs:
             at_K, labels_K = rounded_up(at_K, labels_K)
         return self._base.prepared(filled, at_K, labels_K)
 
-    @property
-    def _room(self) -> bool:
-        return self.recorded < MOST
+    def _step(self, prepared: Prepared, factor: float) -> _Step:
+        """The step of this shape with this batch in its memory. The second time it is recorded; the first time it runs kernel
+        by kernel, which also gets the libraries ready."""
+        shape = prepared.shape()
+        step = self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = _Step(self._base, self._parameters, prepared.to(self._base.device))
+        elif not step.recorded and self.recorded < MOST:
+            step.run, step.recorded = self._record(step.run), True
+        step.take(prepared, factor)
+        return step
 
     @property
     def recorded(self) -> int:
@@ -81,28 +87,20 @@ def _add(p: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _Step:
-    """Batches of one shape, in the memory of the first."""
+    """Batches of one shape, one after the other in the same memory."""
 
-    def __init__(self, base: Base, parameters: Sequence[nn.Parameter], first: Prepared) -> None:
-        self._base, self._parameters, self._first = base, parameters, first
-        self._inputs: Prepared | None = None
-        self._factor = torch.empty(0)
-        self._run: Work = self._work
+    def __init__(self, base: Base, parameters: Sequence[nn.Parameter], inputs: Prepared) -> None:
+        self._base, self._parameters, self._inputs = base, parameters, inputs
+        self._factor = torch.ones((), device=base.device)
+        self.run: Work = self._work
         self.recorded = False
 
-    def __call__(self, prepared: Prepared, factor: float, record: Record | None) -> Found:
-        if self._inputs is None:
-            self._inputs = self._first.to(self._base.device)
-            self._factor = torch.zeros((), device=self._base.device)
-            record = None  # the first time it runs kernel by kernel, which also gets the libraries ready
+    def take(self, prepared: Prepared, factor: float) -> None:
+        """What `run` reads: a batch, and what its loss is multiplied by."""
         self._inputs.take(prepared)
         self._factor.fill_(factor)
-        if record is not None and not self.recorded:
-            self._run, self.recorded = record(self._work), True
-        return self._run()
 
     def _work(self) -> Found:
-        assert self._inputs is not None
         loss = self._base.loss_of(self._inputs) * self._factor
         return loss.detach(), torch.autograd.grad(loss, self._parameters, allow_unused=True)
 
