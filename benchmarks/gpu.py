@@ -6,8 +6,8 @@
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
 line per method, shape and way, each in turn: as it comes, with regions compiled (`--compile`), and with steps recorded
-(`--cuda-graphs`), both without and with compiled regions. Peak memory is what torch had allocated; a recorded step's stays
-allocated. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
+(`--cuda-graphs`), both without and with compiled regions. Peak memory is what torch had allocated; what recorded passes keep for
+themselves is in what it had reserved, which is that of all ways so far. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class Turns:
     seconds: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    reserved_bytes: int = 0
 
     def take(self, subject: Subject, graphs: Graphs | None, steps: int) -> None:
         with measured() as cost:
@@ -139,6 +140,8 @@ class Turns:
         self.seconds.append([seconds for seconds, _ in timed])
         self.losses += [loss for _, loss in begun + timed]
         self.peak_bytes = max(self.peak_bytes, cost.peak_bytes)
+        if torch.cuda.is_available():
+            self.reserved_bytes = torch.cuda.memory_reserved()
 
 
 class Way(NamedTuple):
@@ -180,6 +183,7 @@ def line(subject: Subject, way: Way, taken: Turns, matrix_rate: float) -> dict[s
         "mfu": subject.flops / seconds / matrix_rate,
         "matrix_rate": matrix_rate,
         "peak_bytes": taken.peak_bytes,
+        "reserved_bytes": taken.reserved_bytes,
         "tokens_of_a_step": tokens,
         "first_step_seconds": taken.first,
         "seconds_of_steps": taken.seconds,

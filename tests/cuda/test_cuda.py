@@ -7,7 +7,7 @@ Needs a GPU, and so is no part of `make test`: `make test-cuda`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.laws.conftest import Case, batch_of, ids_of, kinds_and_variants, training_rows
-from tests.unit.train.test_graphs import without_chance
+from tests.unit.train.test_graphs import RECORDED, other_rows
+from tritune.errors import Mismatch
 from tritune.methods import method
 from tritune.methods.base import Bank, Delta
 from tritune.methods.lora import LoRA
@@ -27,7 +28,7 @@ from tritune.models.pretrained import Base
 from tritune.models.tiny import CONFIGS, tiny_base
 from tritune.run import Training
 from tritune.text.pack import training_batch
-from tritune.train.graphs import Graphs, may_be_recorded
+from tritune.train.graphs import Graphs
 from tritune.train.loop import Measured, batch_loss, train
 
 #: families whose attention has no soft cap, so that the kernel runs; Mistral looks back six tokens
@@ -275,52 +276,74 @@ def test_dropout_of_a_run_is_the_same_every_time() -> None:
         torch.testing.assert_close(tensor, finals[1][name], rtol=1e-3, atol=1e-5)
 
 
-@each_variant
-def test_recorded_steps_learn_what_others_do(variant: tuple[str, int]) -> None:
-    """Passes over other rows of one shape: the first runs kernel by kernel, the second is recorded, the others launched."""
+@pytest.mark.parametrize("variant", RECORDED, ids=[f"{kind}{i}" for kind, i in RECORDED])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_recorded_passes_learn_what_others_do(name: str, variant: tuple[str, int]) -> None:
+    """Two shapes in turn: of each the first pass runs kernel by kernel, the second is recorded, the others are launched."""
     kind, i = variant
-    rows = training_rows()
-    batches = [rows[:5], rows[3:8], rows[5:12], rows[1:4]]
-    base = tiny_base("llama", dtype=torch.bfloat16, device="cuda")
+    base = tiny_base(name, dtype=torch.bfloat16, device="cuda")
+    begun = tuple(range(5, 45))
+    plain = [other_rows(n) for n in range(4)]
+    sharing = [[replace(row, context=(*begun, *row.context[-5:])) for row in rows] for rows in plain]
+    batches = [rows for pair in zip(sharing, plain, strict=True) for rows in pair]
+    try:
+        case = Case(method(kind), method(kind).variants[i], base)
+        case.fresh()
+    except Mismatch:  # not for this family
+        assert name != "llama"
+        return
     found = []
     for recorded in (False, True):
-        delta = Case(method(kind), method(kind).variants[i], base).moved()
-        if not may_be_recorded(delta) or not without_chance(kind, i):
-            return
+        delta = case.moved()
         for module in delta.modules():
             if isinstance(module, torch.nn.RNNBase):
                 module.train()
+        losses = []
         with base.bind(delta):
             if not base.recordable:
+                assert name != "llama"
                 return
             steps = Graphs(base, delta)
-            if recorded:
-                losses = [steps.backward(training_batch(some), 7) for some in batches]
-                assert steps.recorded == 1
-            else:
-                losses = []
-                for some in batches:
-                    loss = batch_loss(base, training_batch(some)) / 7
+            for rows in batches:
+                if recorded:
+                    losses.append(steps.backward(training_batch(rows), 7))
+                else:
+                    loss = batch_loss(base, training_batch(rows)) / 7
                     loss.backward()  # type: ignore[no-untyped-call]
                     losses.append(float(loss.detach()))
+            assert steps.recorded == (2 if recorded else 0)
         found.append((losses, {name: p.grad for name, p in delta.trainable().items() if p.grad is not None}))
     (wanted, slopes), (losses, launched) = found
     assert losses == pytest.approx(wanted, rel=0.02)
     assert launched.keys() == slopes.keys()
-    for name, slope in slopes.items():
-        assert spread(launched[name], slope) < 0.1, name
+    for part, slope in slopes.items():
+        assert spread(launched[part], slope) < 0.1, part
 
 
-def test_a_recorded_run_learns() -> None:
-    """Parameters move between launches, and dropout draws anew at each."""
+def test_a_recorded_run_ends_near_one_without() -> None:
+    """Parameters move between launches, and dev is looked at in between."""
+    found = []
+    for wanted in (False, True):
+        base = tiny_base("llama", dtype=torch.bfloat16, device="cuda")
+        base.cuda_graphs = wanted
+        delta = method("lora").init(LoRA(rank=4), base, torch.Generator().manual_seed(0))
+        training = Training(epochs=12, batch_tokens=60, evaluations=3)
+        options = {"learning_rate": 3e-3, "seed": 1, "evaluate": lambda: Measured(0.5, 1.0)}
+        events = list(train(training, base, delta, training_rows(), **options))
+        found.append([event.point.train_loss for event in events if event.kind == "step"])
+    for with_graphs, without in zip(found[1], found[0], strict=True):
+        assert with_graphs == pytest.approx(without, rel=0.1)
+    assert sum(found[1][-6:]) < 0.9 * sum(found[1][:6])
+
+
+def test_dropout_draws_anew_at_every_launch() -> None:
     base = tiny_base("llama", dtype=torch.bfloat16, device="cuda")
-    base.cuda_graphs = True
-    delta = method("lora").init(LoRA(rank=4, dropout=0.1), base, torch.Generator().manual_seed(0))
-    training = Training(epochs=12, batch_tokens=60, evaluations=0)
-    events = list(train(training, base, delta, training_rows(), learning_rate=1e-2, seed=1))
-    losses = [event.point.train_loss for event in events if event.kind == "step"]
-    assert len(set(losses)) == len(losses)
-    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    delta = Case(method("lora"), LoRA(rank=4, dropout=0.3), base).moved().train()
+    with base.bind(delta):
+        steps = Graphs(base, delta)
+        losses = [steps.backward(training_batch(other_rows(0)), 7) for _ in range(8)]
+    assert steps.recorded == 1
+    assert len(set(losses[2:])) > 1
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

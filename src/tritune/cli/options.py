@@ -68,7 +68,7 @@ CudaGraphs = Annotated[
     bool | None,
     _option(
         "--cuda-graphs",
-        help="GPU: launch each training step as one (CUDA graphs). For small bases; not measured yet.",
+        help="GPU: launch forward and backward as one (CUDA graphs). For small bases; not measured yet.",
         panel=BASE,
     ),
 ]

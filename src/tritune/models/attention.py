@@ -59,6 +59,7 @@ def packed_attention(
         k_MKd, v_MKd = layout.past.joined(module.layer_idx, k_MKd, v_MKd)  # type: ignore[arg-type]  # an int
     if layout.rows is not None and varlen.runs_here(query, softcap):
         return varlen.attend(layout.rows, q_NHd, k_MKd, v_MKd, scale, sliding_window)[None], None
+    assert layout.groups, "laid out for the kernel of a GPU alone, which does not take these queries"
     k_KMd, v_KMd = k_MKd.transpose(0, 1), v_MKd.transpose(0, 1)
     y_HNd: Tensor = Tiles.apply(query[0], k_KMd, v_KMd, layout, scale, sliding_window, softcap)  # type: ignore[no-untyped-call]
     return y_HNd.transpose(0, 1)[None], None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tritune.models import regions, round_numbers
+from tritune.models.base import IGNORE
 from tritune.models.dtype import at_least_float32
 from tritune.models.library import PreTrainedModel
 
@@ -126,7 +127,7 @@ class _Wide(torch.autograd.Function):
 
 
 class SummedLoss(torch.autograd.Function):
-    """Sum of cross-entropies of x Wᵀ + b, in pieces of at most `limit` bytes of logits.
+    """Sum of cross-entropies of x Wᵀ + b, in pieces of at most `limit` bytes of logits. Labels that are IGNORE count nothing.
 
     The gradients are made on the way forward, while a piece's logits are there; they only wait for a factor. So a backward
     costs nothing.
@@ -150,6 +151,8 @@ class SummedLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=total.dtype) if wants_bias and bias_V is not None else None
         for start in range(0, len(x_KD), rows):
             x_kD, labels_k1 = x_KD[start : start + rows], labels_K[start : start + rows, None]
+            counts_k1 = (labels_k1 != IGNORE).to(x_KD.dtype)
+            labels_k1 = labels_k1.clamp(min=0)
             z_kV = product(x_kD, weight_VD)
             if bias_V is not None:
                 z_kV += bias_V
@@ -157,11 +160,13 @@ class SummedLoss(torch.autograd.Function):
                 loss_k1, slope_kV = regions.compiled(regions.loss_and_slope)(z_kV, labels_k1, x_KD)
             else:
                 loss_k1, slope_kV = _loss_and_slope(z_kV, labels_k1, x_KD)
-            total += loss_k1.sum()
+            total += (loss_k1 * counts_k1).sum()
+            if grad_bias is not None or grad_weight is not None:
+                slope_kV *= counts_k1
             if grad_bias is not None:
                 grad_bias += slope_kV.sum(0, dtype=total.dtype)
             if grad_x is not None:
-                grad_x[start : start + rows] = (round_numbers.filled(slope_kV) @ weight_VD)[: len(x_kD)]
+                grad_x[start : start + rows] = (round_numbers.filled(slope_kV) @ weight_VD)[: len(x_kD)] * counts_k1
             if grad_weight is not None:
                 grad_weight += slope_kV.T @ x_kD
         ctx.grads = (

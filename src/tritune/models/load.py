@@ -31,6 +31,8 @@ from tritune.models.quantised import check_library, put_quantised
 from tritune.models.sites import check_family, find_places
 from tritune.spec import Quantisation
 
+WITHOUT_GRAPHS = "They need 16-bit numbers and attention by one kernel. Leave --cuda-graphs out."
+
 
 def load_base(
     ref: str | Path,
@@ -55,8 +57,9 @@ def load_base(
         compiled: make element-wise parts of the layers one kernel each, with torch.compile, when they first run. That takes
             some 20 s per process and pays in runs of minutes; for all bases of the process. A CPU does it where there is a
             C++ compiler.
-        cuda_graphs: record training steps on a GPU, once per shape, and launch each as one. For small bases, whose steps are
-            mostly launching; takes the memory of one more step. Full fine-tuning and prompts behind texts go on without.
+        cuda_graphs: record forward and backward of training steps on a GPU, once per shape, and launch them as one. For
+            small bases, whose steps are mostly launching; takes the memory of one more step. Full fine-tuning, prompts behind
+            texts, adapters of the last layers alone and several adaptations at once go on without.
 
     Raises:
         Unavailable: it could not be fetched, or bitsandbytes, which quantises, is not installed.
@@ -65,7 +68,7 @@ def load_base(
     """
     device = device_named(device)
     if cuda_graphs and not device.startswith("cuda"):
-        raise Mismatch(f"CUDA graphs are for GPUs, and '{device}' is none.", hint="Leave --cuda-graphs out.")
+        raise Mismatch(f"CUDA graphs are for GPUs, and '{device}' is none.", hint=WITHOUT_GRAPHS)
     located = locate(str(ref), revision=revision, progress=progress)
     config = _config(located)
     check_family(config, next(iter(config.architectures or ()), located.name))
@@ -81,6 +84,8 @@ def load_base(
     model = model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located, base.cuda_graphs = located, cuda_graphs
+    if cuda_graphs and not base.recordable:
+        raise Mismatch(f"Passes over {located.name} in {base.dtype_name} cannot be recorded.", hint=WITHOUT_GRAPHS)
     regions.use(compiled)
     probe(base)
     return base

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tritune.models.layout import Layout
+from tritune.models.varlen import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +30,28 @@ class Prepared:
         """What two batches have to have in common."""
         layout = self.layout
         sizes = tuple((name, tuple(tensor.shape)) for name, tensor in self._tensors())
-        return sizes, layout.rows and layout.rows.longest, tuple(layout.rows_behind.items()), layout.n_filling
+        return sizes, self._rows.longest, tuple(layout.rows_behind.items()), layout.n_filling
 
     def to(self, device: torch.device) -> Prepared:
         """The same in memory of its own there."""
         layout = self.layout
-        assert layout.rows is not None
         moved: dict[str, Any] = {name: tensor.to(device, copy=True) for name, tensor in self._tensors()}
         rows = {name: moved.pop(name) for name in ("query_ends", "key_ends", "key_T") if name in moved}
         whole = {name: moved.pop(name) for name in ("tokens_N", "asked_K", "labels_K")}
-        return Prepared(layout=replace(layout, **moved, rows=replace(layout.rows, **rows)), **whole)
+        return Prepared(layout=replace(layout, **moved, rows=replace(self._rows, **rows)), **whole)
 
     def take(self, other: Prepared) -> None:
         """Another batch of this shape, in this one's memory."""
         for (_, mine), (_, its) in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(its)
 
+    @property
+    def _rows(self) -> Rows:
+        assert self.layout.rows is not None, "only what one kernel attends to can be prepared"
+        return self.layout.rows
+
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        rows, layout = self.layout.rows, self.layout
-        assert rows is not None, "only what one kernel attends to has a shape"
+        rows, layout = self._rows, self.layout
         found = {
             "tokens_N": self.tokens_N,
             "asked_K": self.asked_K,

@@ -317,7 +317,8 @@ class Base:
     @property
     def recordable(self) -> bool:
         """Whether a pass over a batch reads nothing but tensors that are there beforehand: on a GPU, where one kernel attends
-        to all rows of it, unless positions turn with the longest row or a site is some columns of a map."""
+        to all rows of it, unless positions turn with the longest row, a site of what is bound is some columns of a map, or
+        lower layers are left out for what is remembered."""
         width, softcap = self.cache_shape[2], getattr(self.config, "attn_logit_softcapping", None)
         rope = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
         edited = [place for place in self.places if place.site.key in self._stream.edited]
@@ -326,14 +327,14 @@ class Base:
             and softcap is None
             and rope not in ("dynamic", "longrope")
             and all(place.columns is None and place.site.role is not Role.EMBED for place in edited)
+            and (self._states is None or self._states.first > self._reached)
         )
 
-    def prepared(self, batch: Batch, at_K: Tensor, labels_K: Tensor) -> Prepared:
-        """What `loss_of` reads, still in the processor's memory. Edits have to be bound, and `recordable`."""
-        with torch.no_grad():
-            virtual = Virtual(self._stream.edits.segments())
-        lay_out = partial(build, batch, virtual.front, behind=virtual.behind, deep=virtual.deep)
-        layout = lay_out(varlen=True, grouped=False)
+    def prepared(self, batch: Batch, at_K: Tensor, labels_K: Tensor, virtual: Virtual) -> Prepared:
+        """What `loss_of` reads, still in the processor's memory. Of `virtual`, what is bound puts beside rows, only lengths
+        matter."""
+        segments: dict[str, Any] = {"behind": virtual.behind, "deep": virtual.deep}
+        layout = build(batch, virtual.front, **segments, varlen=True, grouped=False)
         assert layout.rows is not None
         layout = replace(layout, rows=layout.rows.rounded())
         return Prepared(batch.tokens_N, layout, layout.asked[at_K], labels_K)

@@ -18,7 +18,8 @@ TOKENS, SPANS, LABELS = 256, 16, 16
 
 
 def rounded(batch: Batch) -> Batch:
-    """The batch with rows behind it that begin as its last one does, and of which nothing is learned."""
+    """The batch with rows behind it that begin as its last one does, and of which nothing is learned. They are no longer than
+    the longest of those, which the base is known to take."""
     assert batch.slots is None
     assert batch.labels_N is not None
     n, spans = len(batch.tokens_N), len(batch.spans)
@@ -26,10 +27,12 @@ def rounded(batch: Batch) -> Batch:
     n_tokens = -(n + n_spans) % TOKENS + n_spans
     if not n_tokens:
         return batch
-    n_spans = n_spans or SPANS
+    n_spans, last = n_spans or SPANS, batch.spans[-1]
+    longest = max(span.length for span in batch.spans if span.parents == last.parents)
     while n_tokens < n_spans:
         n_tokens += TOKENS
-    last = batch.spans[-1]
+    while n_tokens > n_spans * longest:
+        n_spans += SPANS
     ends = [n_tokens * i // n_spans for i in range(n_spans + 1)]
     more = tuple(Span(n + begin, end - begin, last.parents, last.text and end - begin) for begin, end in pairwise(ends))
     return Batch(
@@ -40,13 +43,8 @@ def rounded(batch: Batch) -> Batch:
 
 
 def learned(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Positions (K,) with a label, and the labels."""
+    """Positions (K,) with a label, and the labels: a round number of them, the last of which are IGNORE."""
     assert batch.labels_N is not None
     at_K = (batch.labels_N != IGNORE).nonzero()[:, 0]
-    return at_K, batch.labels_N[at_K]
-
-
-def rounded_up(at_K: Tensor, labels_K: Tensor) -> tuple[Tensor, Tensor]:
-    """A round number of positions, the last of which count for nothing."""
-    n = -len(at_K) % LABELS
+    n, labels_K = -len(at_K) % LABELS, batch.labels_N[at_K]
     return torch.cat([at_K, at_K.new_zeros(n)]), torch.cat([labels_K, labels_K.new_full((n,), IGNORE)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,11 +42,13 @@ def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[l
 
 
 def evenly(members: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows of similar size in as few parts as their sizes allow, each of about the same number and, but for a row more or
-    less, within the budget."""
-    n = min(len(members), math.ceil(sum(sizes[i] for i in members) / budget))
-    ends = [len(members) * i // n for i in range(n + 1)]
-    return [list(members[begin:end]) for begin, end in pairwise(ends)]
+    """Rows in their order, in as few parts as their sizes allow: even ones, each within the budget but for a row."""
+    ends = list(accumulate(sizes[i] for i in members))
+    whole = ends[-1] / math.ceil(ends[-1] / budget)
+    parts: dict[int, list[int]] = {}
+    for i, end in zip(members, ends, strict=True):
+        parts.setdefault(int((end - sizes[i] / 2) / whole), []).append(i)
+    return list(parts.values())
 
 
 def steps_in(epochs: float, lengths: Sequence[int], budget: int, accumulate: int, seed: int) -> int:

@@ -1,6 +1,6 @@
-"""Forward and backward of a step, recorded once per shape and then launched as one: CUDA graphs.
+"""Forward and backward of a pass, recorded once per shape and then launched as one: CUDA graphs.
 
-A small base spends most of a step launching kernels from Python, one by one. A recorded step is one launch, over the same
+A small base spends most of a step launching kernels from Python, one by one. A recorded pass is one launch, over the same
 memory each time: a batch's numbers are put there first (`models/prepared.py`), and batches are filled up to few shapes
 (`text/few_shapes.py`). A shape that comes once is never recorded. Knows deltas by what they declare trainable.
 """
@@ -10,119 +10,124 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tritune.methods.base import Delta
 from tritune.models.base import Batch
 from tritune.models.past import Virtual
 from tritune.models.prepared import Prepared
 from tritune.models.pretrained import Base
-from tritune.text.few_shapes import learned, rounded, rounded_up
+from tritune.text.few_shapes import learned, rounded
 
-#: a loss, and the gradients of what is trained; None: it had no part in it
-Found = tuple[Tensor, Sequence[Tensor | None]]
-Work = Callable[[], Found]
+#: adds gradients to sums that it knows, and gives a loss
+Work = Callable[[], Tensor]
 #: gives what does the same work again, in the same memory
 Record = Callable[[Work], Work]
-#: shapes that are recorded at most: each holds its gradients
+#: shapes that are recorded at most
 MOST = 32
 
 
 def may_be_recorded(delta: Delta) -> bool:
-    """Whether a step is one pass over the base's own weights. With weights of its own a delta has gradients as large as the
-    base; and where texts depend on nothing that is learned, most of them is not computed at all."""
+    """Whether a pass goes over the base's own weights and all tokens of its rows. With weights of its own a delta has
+    gradients as large as the base; and where texts depend on nothing that is learned, most tokens are not computed at all."""
     with torch.no_grad():
         return not delta.weights() and not Virtual(delta.segments()).texts_stand(delta)
 
 
 class Graphs:
-    """The steps of one run. Its delta stays bound, its parameters where they are in memory."""
+    """The passes of one run. Its delta stays bound, its parameters stay where they are in memory.
+
+    Gradients of all shapes add up in the same tensors, which lie as the parameters do: the optimizer goes through both
+    without looking at strides.
+    """
 
     def __init__(self, base: Base, delta: Delta, record: Record | None = None) -> None:
         self._base = base
         self._parameters = tuple(delta.trainable().values())
-        self._record = record or on_gpu()
-        self._steps: dict[Hashable, _Step] = {}
-
-    def backward(self, batch: Batch, n_targets: int) -> float:
-        """Add the gradients of the batch's part of a step that learns so many tokens; returns that part's loss."""
-        loss, gradients = self._step(self._prepared(batch), 1 / n_targets).run()
-        for p, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is not None:
-                _add(p, gradient)
-        return float(loss)
-
-    def _prepared(self, batch: Batch) -> Prepared:
-        filled = rounded(batch)
-        at_K, labels_K = learned(filled)
-        if not self._base.loses_in_pieces(len(at_K)):  # there every label counts
-            at_K, labels_K = rounded_up(at_K, labels_K)
-        return self._base.prepared(filled, at_K, labels_K)
-
-    def _step(self, prepared: Prepared, factor: float) -> _Step:
-        """The step of this shape with this batch in its memory. The second time it is recorded; the first time it runs kernel
-        by kernel, which also gets the libraries ready."""
-        shape = prepared.shape()
-        step = self._steps.get(shape)
-        if step is None:
-            step = self._steps[shape] = _Step(self._base, self._parameters, prepared.to(self._base.device))
-        elif not step.recorded and self.recorded < MOST:
-            step.run, step.recorded = self._record(step.run), True
-        step.take(prepared, factor)
-        return step
+        self._sums = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
+        with torch.no_grad():
+            self._virtual = Virtual(delta.segments())
+        self._record = record or on_gpu(base.device)
+        self._seen: set[Hashable] = set()
+        self._recorded: dict[Hashable, _Pass] = {}
 
     @property
     def recorded(self) -> int:
         """Shapes that are launched as one."""
-        return sum(step.recorded for step in self._steps.values())
+        return len(self._recorded)
+
+    def backward(self, batch: Batch, n_targets: int) -> float:
+        """Add the gradients of a batch's part of a step that learns so many tokens; returns that part's loss."""
+        filled = rounded(batch)
+        prepared = self._base.prepared(filled, *learned(filled), self._virtual)
+        one = self._pass(prepared)
+        if all(p.grad is None for p in self._parameters):
+            torch._foreach_zero_(self._sums)
+        loss = one(prepared, 1 / n_targets)
+        for i in one.reached:
+            self._parameters[i].grad = self._sums[i]
+        return float(loss)
+
+    def _pass(self, prepared: Prepared) -> _Pass:
+        """The first of a shape runs kernel by kernel, which also gets the libraries ready; with the second it is recorded."""
+        shape = prepared.shape()
+        if shape in self._recorded:
+            return self._recorded[shape]
+        one = _Pass(self, prepared)
+        if shape in self._seen and self.recorded < MOST:
+            one.run = self._record(one.run)
+            self._recorded[shape] = one
+        self._seen.add(shape)
+        return one
+
+    def add_gradients(self, inputs: Prepared, factor: Tensor) -> tuple[Tensor, list[int]]:
+        """The work itself. Returns the loss, and which parameters it depends on."""
+        loss = self._base.loss_of(inputs) * factor
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        reached = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
+        torch._foreach_add_([self._sums[i] for i in reached], list(reached.values()))
+        return loss.detach(), list(reached)
 
 
-def _add(p: nn.Parameter, gradient: Tensor) -> None:
-    """To what is there, in memory of its own: a recorded step's is written anew. It lies as the parameter does, since the
-    optimizer goes through both without looking at strides."""
-    if p.grad is None:
-        p.grad = torch.empty_like(p, requires_grad=False).copy_(gradient)
-    else:
-        p.grad.add_(gradient)
+class _Pass:
+    """Batches of one shape, one after the other in the same memory. While it is recorded, losses count nothing."""
 
-
-class _Step:
-    """Batches of one shape, one after the other in the same memory."""
-
-    def __init__(self, base: Base, parameters: Sequence[nn.Parameter], inputs: Prepared) -> None:
-        self._base, self._parameters, self._inputs = base, parameters, inputs
-        self._factor = torch.ones((), device=base.device)
+    def __init__(self, graphs: Graphs, first: Prepared) -> None:
+        self._inputs = first.to(graphs._base.device)
+        self._factor = torch.zeros((), device=graphs._base.device)
+        self._graphs = graphs
         self.run: Work = self._work
-        self.recorded = False
+        self.reached: list[int] = []
 
-    def take(self, prepared: Prepared, factor: float) -> None:
-        """What `run` reads: a batch, and what its loss is multiplied by."""
+    def __call__(self, prepared: Prepared, factor: float) -> Tensor:
         self._inputs.take(prepared)
         self._factor.fill_(factor)
+        return self.run()
 
-    def _work(self) -> Found:
-        loss = self._base.loss_of(self._inputs) * self._factor
-        return loss.detach(), torch.autograd.grad(loss, self._parameters, allow_unused=True)
+    def _work(self) -> Tensor:
+        loss, self.reached = self._graphs.add_gradients(self._inputs, self._factor)
+        return loss
 
 
-def on_gpu() -> Record:
-    """Records what a GPU is told to do. All recorded steps share their memory but for what they are given and give, since
-    one is over when the next begins."""
-    pool = torch.cuda.graph_pool_handle()
+def on_gpu(device: torch.device) -> Record:
+    """Records what a GPU is told to do. All that is recorded shares its memory but for what it is given and gives, since one
+    pass is over when the next begins; and one stream, for which libraries keep memory of their own."""
+    with torch.cuda.device(device):
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(work: Work) -> Work:
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # what a library does at first use on a stream must not be recorded
-            work()
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            found = work()
+        with torch.cuda.device(device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # what a library does at first use on a stream must not be recorded
+                work()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                loss = work()
 
-        def launched() -> Found:
+        def launched() -> Tensor:
             graph.replay()
-            return found
+            return loss
 
         return launched
 

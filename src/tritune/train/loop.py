@@ -56,8 +56,8 @@ def train(
         resume = None
     stopped = False
     with old_objects_left_alone(), base.bind(delta), base.without(delta.weights()):
-        for micro_batches in trainer.left():
-            yield trainer.step(micro_batches)
+        for passes in trainer.left():
+            yield trainer.step(passes)
             sweep(trainer.facts.step)
             yield from trainer.after_step()
             stopped = not trainer.over and stop is not None and stop()

@@ -1,8 +1,8 @@
-"""What of a step goes through the base at once, so that its memory is bounded by `batch_tokens` whatever is learned.
+"""What of a step goes through the base at once, so that the memory of a run by itself is bounded by `batch_tokens`.
 
 A micro-batch is cut by its rows' own tokens, which decides what is learned together. Virtual tokens behind a text are
 computed once per row and come on top: a hundred short rows have two thousand of them. Then the micro-batch goes in several
-passes, whose gradients add up to its own. Knows deltas by what they put beside rows.
+passes, whose gradients add up to its own. (What rows share is computed in each.) Knows deltas by what they put beside rows.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Passes:
         own = [len(row.target) - 1 for row in rows] if stands else lengths
         self._sizes = [n + virtual.behind.get(None, 0) for n in own]
         self._budget = budget
-        #: whether a micro-batch may be divided at all
-        self.divide = bool(virtual.behind)
+        self._divides = bool(virtual.behind)
 
     def of(self, micro_batches: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Row indexes of each pass."""
         for members in micro_batches:
-            yield from evenly(members, self._sizes, self._budget) if self.divide else [list(members)]
+            yield from evenly(members, self._sizes, self._budget) if self._divides else [list(members)]

@@ -104,7 +104,7 @@ class Trainer:
         self.parameters = dict(delta.trainable())
         self._passes = Passes(delta, rows, _lengths(rows), training.batch_tokens)
         with torch.no_grad():  # only whether there is one
-            summed = training.accumulate > 1 or self._passes.divide or delta.penalty() is not None
+            summed = training.accumulate > 1 or delta.penalty() is not None
         self.optimizer = AdamW(
             self.parameters, training.weight_decay, delta.rate_factors(), delta.rests(), summed=summed
         )
@@ -145,7 +145,7 @@ class Trainer:
         due = islice(ahead, 0 if self.over else max(0, self.last - done))
         return (list(self._passes.of(micro_batches)) for micro_batches in due)
 
-    def step(self, micro_batches: Sequence[Sequence[int]]) -> Event:
+    def step(self, passes: Sequence[Sequence[int]]) -> Event:
         """One optimizer step.
 
         Raises:
@@ -153,7 +153,7 @@ class Trainer:
         """
         start = time.perf_counter()
         self.delta.train()
-        loss = self._backward(micro_batches, self.targets(micro_batches))
+        loss = self._backward(passes, self.targets(passes))
         norm = self.norm()
         if not math.isfinite(norm):
             self.forget_gradients()
@@ -161,14 +161,14 @@ class Trainer:
                 f"The gradient of step {self.facts.step + 1} is not finite. The step was not taken. "
                 "A lower learning rate usually helps."
             )
-        return self.take(micro_batches, loss, norm, start)
+        return self.take(passes, loss, norm, start)
 
-    def targets(self, micro_batches: Sequence[Sequence[int]]) -> int:
+    def targets(self, passes: Sequence[Sequence[int]]) -> int:
         """Tokens that a step learns to say."""
-        return sum(len(self.rows[i].target) for members in micro_batches for i in members)
+        return sum(len(self.rows[i].target) for members in passes for i in members)
 
-    def tokens(self, micro_batches: Sequence[Sequence[int]]) -> int:
-        return sum(self.rows[i].n_trained for members in micro_batches for i in members)
+    def tokens(self, passes: Sequence[Sequence[int]]) -> int:
+        return sum(self.rows[i].n_trained for members in passes for i in members)
 
     def norm(self) -> float:
         """The gradient's norm, once what is added to the loss of a step is in it."""
@@ -180,7 +180,7 @@ class Trainer:
     def forget_gradients(self) -> None:
         self.optimizer.forget_gradients()
 
-    def take(self, micro_batches: Sequence[Sequence[int]], loss: float, norm: float, start: float) -> Event:
+    def take(self, passes: Sequence[Sequence[int]], loss: float, norm: float, start: float) -> Event:
         """The step itself, with the gradients that are there. `start`: since when the run's time counts."""
         step = self.facts.step + 1
         learning_rate = rate(self.training, self.job.learning_rate, step, self.total)
@@ -188,8 +188,8 @@ class Trainer:
         self.facts = self.facts.model_copy(
             update={
                 "step": step,
-                "rows": self.facts.rows + sum(map(len, micro_batches)),
-                "tokens": self.facts.tokens + self.tokens(micro_batches),
+                "rows": self.facts.rows + sum(map(len, passes)),
+                "tokens": self.facts.tokens + self.tokens(passes),
                 "seconds": self.facts.seconds + time.perf_counter() - start,
             }
         )
@@ -225,10 +225,10 @@ class Trainer:
             self.keep_best()
             yield self._event("done")
 
-    def _backward(self, micro_batches: Sequence[Sequence[int]], n_targets: int) -> float:
+    def _backward(self, passes: Sequence[Sequence[int]], n_targets: int) -> float:
         """Leaves the gradients; returns the rows' loss. A penalty is no part of it, so that curves can be compared."""
         total = 0.0
-        for members in micro_batches:
+        for members in passes:
             total += self._backward_of(members, n_targets)
             if not math.isfinite(total):
                 ids = ", ".join(self.rows[i].id for i in members[:5])

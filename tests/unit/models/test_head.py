@@ -11,7 +11,7 @@ from tests.unit.models.test_fast import batch, shaken
 from tritune.methods.full import Full
 from tritune.methods.lora import LoRA
 from tritune.models import head
-from tritune.models.base import Role
+from tritune.models.base import IGNORE, Role
 from tritune.models.head import SummedLoss
 from tritune.models.pretrained import Base
 from tritune.models.tiny import tiny_base
@@ -27,12 +27,14 @@ def slopes(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 7, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_pieces_add_up(rows_at_once: int, bias: bool) -> None:
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_pieces_add_up(rows_at_once: int, bias: bool, ignored: int) -> None:
     torch.manual_seed(0)
     x_KD = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(V, 5, dtype=torch.float64, requires_grad=True)
     bias_V = torch.randn(V, dtype=torch.float64, requires_grad=True) if bias else None
     labels_K = torch.randint(0, V, (7,))
+    labels_K[7 - ignored :] = IGNORE
     wanted = F.cross_entropy(F.linear(x_KD, weight_VD, bias_V), labels_K, reduction="sum")
     loss = SummedLoss.apply(x_KD, weight_VD, bias_V, labels_K, rows_at_once * 4 * V)
     torch.testing.assert_close(loss, wanted)
