@@ -6,8 +6,9 @@
 
 Every row has the same length and all of it is supervised but the first token, as published figures are measured. One JSON
 line per method, shape and way, each in turn: as it comes, with regions compiled (`--compile`), and with steps recorded
-(`--cuda-graphs`), both without and with compiled regions. Peak memory is what torch had allocated; what recorded passes keep for
-themselves is in what it had reserved, which is that of all ways so far. Use of the machine counts as in `flops.py`, of the rate of bf16 products also where fp8 is multiplied.
+(`--cuda-graphs`), both without and with compiled regions. Peak memory is what torch had allocated; what recorded passes
+keep for themselves is in what it had reserved, which is that of all ways so far. Use of the machine counts as in `flops.py`,
+of the rate of bf16 products also where fp8 is multiplied.
 """
 
 from __future__ import annotations
