@@ -19,6 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before torch's libraries are mapped
+    from benchmarks.libraries import environments, forget
+
+    forget(environments())
+
 from benchmarks import several
 from benchmarks.machine import matrix_rates
 from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
