@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tritune.errors import Mismatch, UnsupportedBase
+from tritune.errors import Mismatch, Problem, UnsupportedBase
 from tritune.models import regions
 from tritune.models.base import LINEAR_ROLES
 from tritune.models.device import device_named
@@ -31,7 +31,7 @@ from tritune.models.quantised import check_library, put_quantised
 from tritune.models.sites import check_family, find_places
 from tritune.spec import Quantisation
 
-WITHOUT_GRAPHS = "They need 16-bit numbers and attention by one kernel. Leave --cuda-graphs out."
+WITHOUT_GRAPHS = "Leave --cuda-graphs out."
 
 
 def load_base(
@@ -85,7 +85,8 @@ def load_base(
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located, base.cuda_graphs = located, cuda_graphs
     if cuda_graphs and not base.recordable:
-        raise Mismatch(f"Passes over {located.name} in {base.dtype_name} cannot be recorded.", hint=WITHOUT_GRAPHS)
+        problem = Problem(f"{located.name}, {base.dtype_name}", "a GPU's one kernel for 16-bit numbers does not attend to it")
+        raise Mismatch("Passes over this base cannot be recorded.", [problem], WITHOUT_GRAPHS)
     regions.use(compiled)
     probe(base)
     return base

@@ -252,7 +252,7 @@ def test_what_replaces_the_base_or_leaves_texts_alone_is_not_recorded() -> None:
 
 
 def test_a_processor_has_no_graphs() -> None:
-    with pytest.raises(Mismatch, match="CUDA graphs are for GPUs"):
+    with pytest.raises(Mismatch, match=r"CUDA graphs are for GPUs, and 'cpu' is none\.\nLeave --cuda-graphs out"):
         load_base("smollm2-135m", device="cpu", cuda_graphs=True)
     assert not tiny_base("llama").recordable
 
