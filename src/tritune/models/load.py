@@ -85,7 +85,9 @@ def load_base(
     base = Base(model, tokenizer, located.name, digests(located.folder))
     base.located, base.cuda_graphs = located, cuda_graphs
     if cuda_graphs and not base.recordable:
-        problem = Problem(f"{located.name}, {base.dtype_name}", "a GPU's one kernel for 16-bit numbers does not attend to it")
+        problem = Problem(
+            f"{located.name}, {base.dtype_name}", "a GPU's one kernel for 16-bit numbers does not attend to it"
+        )
         raise Mismatch("Passes over this base cannot be recorded.", [problem], WITHOUT_GRAPHS)
     regions.use(compiled)
     probe(base)
