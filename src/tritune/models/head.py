@@ -161,14 +161,12 @@ class SummedLoss(torch.autograd.Function):
             else:
                 loss_k1, slope_kV = _loss_and_slope(z_kV, labels_k1, x_KD)
             total += (loss_k1 * counts_k1).sum()
-            if grad_bias is not None or grad_weight is not None:
-                slope_kV *= counts_k1
             if grad_bias is not None:
-                grad_bias += slope_kV.sum(0, dtype=total.dtype)
+                grad_bias += (slope_kV * counts_k1).sum(0, dtype=total.dtype)
             if grad_x is not None:
                 grad_x[start : start + rows] = (round_numbers.filled(slope_kV) @ weight_VD)[: len(x_kD)] * counts_k1
             if grad_weight is not None:
-                grad_weight += slope_kV.T @ x_kD
+                grad_weight += slope_kV.T @ (x_kD * counts_k1)  # narrower than the slopes
         ctx.grads = (
             grad_x,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
