@@ -83,6 +83,7 @@ def compare(
     dev: options.Dev = None,
     text_field: options.TextField = None,
     label_field: options.LabelField = None,
+    labels: options.Labels = None,
     label_words: options.LabelWords = None,
     template: options.Template = None,
     train_rows: options.TrainRows = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from tritune.recipes import documents
 from tritune.recipes.settings import Settings
 from tritune.report import units
 from tritune.report.told import told
+from tritune.tasks.base import Split
 from tritune.tasks.classification import Classification, classification
 from tritune.tasks.sources import has_own_splits
 
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
     from tritune.adaptation import Adaptation
     from tritune.models.dtype import Dtype
     from tritune.models.pretrained import Base
+    from tritune.report.words import Lang
     from tritune.spec import MethodConfig, Quantisation, Quantise
     from tritune.store.registry import Found, Stored
 
 RUN = "run.yaml"
+#: so many labels are named when data was read
+SHOWN_LABELS = 20
 
 
 def require(settings: Settings, *names: str) -> None:
@@ -47,7 +52,7 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
         Mismatch, Unavailable: as `classification`.
     """
     progress.stage(told("read_data", progress.lang), 0, "rows")
-    return classification(
+    task = classification(
         train=settings.train,
         test=settings.test,
         dev=settings.dev,
@@ -64,6 +69,15 @@ def load_task(settings: Settings, progress: Progress) -> Classification:
         allow_duplicates=settings.allow_duplicates,
         progress=progress.say,
     )
+    progress.say(told("labels", progress.lang, labels=_counted(task, progress.lang)))
+    return task
+
+
+def _counted(task: Classification, lang: Lang) -> str:
+    """Every label with its training rows: a class that nobody meant is seen before anything is trained."""
+    counts = Counter(example.label for example in task.examples(Split.TRAIN))
+    shown = [f"{label} {units.whole(counts[label], lang)}" for label in task.labels[:SHOWN_LABELS]]
+    return ", ".join([*shown, *(["…"] if len(task.labels) > SHOWN_LABELS else [])])
 
 
 def check_alone(settings: Mapping[str, Mapping[str, object]]) -> None:

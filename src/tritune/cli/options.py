@@ -82,6 +82,15 @@ Dev = Annotated[
 ]
 TextField = Annotated[str | None, _option("--text-field", help="Column of the text.", panel=DATA)]
 LabelField = Annotated[str | None, _option("--label-field", help="Column of the label.", panel=DATA)]
+Labels = Annotated[
+    str | None,
+    _option(
+        "--labels",
+        help="All labels, in the order wanted; else those of the training rows.",
+        panel=DATA,
+        metavar="LABEL,...",
+    ),
+]
 LabelWords = Annotated[
     str | None,
     _option(

@@ -29,6 +29,7 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "base {name}: {size} parameters, {dtype}, {bytes} on {device}",
         "модель {name}: параметров {size}, {dtype}, {bytes}, устройство {device}",
     ),
+    "labels": ("labels of the training rows: {labels}", "метки строк обучения: {labels}"),
     "own_modules": (
         "slower than it could be: the base computes otherwise than our fast modules for its family, and runs on its own",
         "медленнее, чем могло бы быть: модель считает не так, как наши быстрые модули её семейства, и работает на своих",

@@ -239,7 +239,7 @@ def classification(
             hash of the text: always the same ones, equal texts together.
         text, label: the columns of the text and of the label. Labels are texts, integers or true/false.
         labels: all labels in the order wanted; by default those of the training rows (of the test rows without any),
-            numbers by size and words by alphabet.
+            numbers by size and words by alphabet. Then a label that looks like another one misspelt is a problem.
         label_words: what the model answers for a label, where that is not the label itself.
         template: Jinja source of the prompt, or a whole `TemplateSpec`. It may show any column of the rows.
         train_rows, dev_rows, test_rows: use only so many rows, drawn by `seed` with the labels in proportion. A smaller
@@ -342,6 +342,7 @@ def _labels(given: Sequence[str | int | bool] | None, reading: Reading) -> tuple
     """All labels in order; what is wrong with them goes to the reading's problems."""
     if given is None:
         names = reading.found_labels()
+        reading.check_spelling()
     else:
         names = tuple(canonical_label(label)[0] for label in given)
         if "" in names:

@@ -6,6 +6,7 @@ What every kind of task with one label per row needs. Knows neither prompts nor 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from tritune.errors import BadData, Problem
 from tritune.tasks.base import Example, Split
 from tritune.tasks.duplicates import near_duplicates, shared_rows
+from tritune.tasks.misspelt import misspelt
 from tritune.tasks.rows import Columns, Table, nearest, read_table
 from tritune.tasks.sources import Progress, Source, open_source
 from tritune.tasks.splits import split_off, subset
@@ -48,6 +50,23 @@ class Reading:
             if split in self.tables:
                 return tuple(sorted(self.tables[split].labels, key=_label_order))
         return ()
+
+    def check_spelling(self) -> None:
+        """No label that was found looks like a more frequent one misspelt: it would be a class nobody wanted."""
+        table = next((self.tables[split] for split in Split if split in self.tables), None)
+        if table is None:
+            return
+        counts = Counter(example.label for example in table.examples if example.label is not None)
+        for label, meant in misspelt(counts).items():
+            first = next(example for example in table.examples if example.label == label)
+            more = f" and {_rows(counts[label] - 1)} more" if counts[label] > 1 else ""
+            self.problems.append(
+                Problem(
+                    f"{first.where}, field '{self.columns.label_column}'",
+                    f"the label '{label}' (this row{more}) looks like '{meant}' ({_rows(counts[meant])}) misspelt; "
+                    "correct it, or name all labels (--labels) if both are meant",
+                )
+            )
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Every row's label is one of `labels`, and every one of `labels` has a training row."""
@@ -115,6 +134,10 @@ class Reading:
         self.facts["rows_available"] = {split.value: len(rows) for split, rows in whole.items()}
         self.facts["near_duplicates"] = near_duplicates(used.get(Split.TRAIN, ()), used.get(Split.TEST, ()))
         return used
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _limited(rows: tuple[Example, ...], limit: int | None, seed: int) -> tuple[Example, ...]:
