@@ -25,7 +25,7 @@ from tritune.models.pretrained import Base
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
 from tritune.train.loop import batch_loss
-from tritune.train.memory import old_objects_left_alone, sweep
+from tritune.train.memory import sweep, tidied
 from tritune.train.optim import AdamW, clipping
 from tritune.train.passes import Passes
 
@@ -71,7 +71,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     def train() -> None:
         delta.train()
         keeping = base.remembering(texts) if spec.again else nullcontext()
-        with old_objects_left_alone(), keeping, base.bind(delta), base.without(delta.weights()):
+        with keeping, base.bind(delta), base.without(delta.weights()), tidied():
             clock.start()
             for n, members in enumerate(spec.batches, 1):
                 supervised = sum(len(rows[i].target) for i in members)

@@ -14,8 +14,8 @@ from typing import Self, TextIO
 
 from benchmarks.protocol import READY, Outcome, Spec
 from benchmarks.sides import ENVIRONMENTS, HERE
+from tritune import process
 from tritune.exchange.adapter_hub.older import with_older_config
-from tritune.process import ENVIRONMENT
 
 ROOT = HERE.parent
 
@@ -43,10 +43,11 @@ class Worker:
         ours = library == "tritune"
         python = sys.executable if ours else str(ENVIRONMENTS[library] / "bin" / "python")
         module = "benchmarks.ours" if ours else "benchmarks.peers.run"
+        given = environment(self.threads)
         self._process = subprocess.Popen(
             [python, "-m", module, str(folder / "spec.json")],
             cwd=ROOT,
-            env={**(ENVIRONMENT if ours else {}), **environment(self.threads)},  # as the command does
+            env=process.environment(given) if ours else given,  # as the command does
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

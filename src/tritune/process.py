@@ -1,5 +1,5 @@
 """Settings of the process for training: how memory is asked for and kept, how threads wait for each other. Made by programs
-before they import torch, never by an import.
+before they import torch, never by an import. Some are read when a process starts: the command starts over with them.
 
 A training step frees hundreds of megabytes of activations and asks for them again. By default glibc hands large blocks back
 to the system and gets them anew, page by page, each page cleared: several percent of a step. Knows no torch.
@@ -10,6 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 # names and numbers of <malloc.h>
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -25,6 +28,13 @@ ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
 }
 
+_TUNABLES = "GLIBC_TUNABLES"
+#: glibc otherwise sets small pieces aside when they are freed. Between large tensors they keep the holes on their two sides
+#: apart, and a step takes a tenth more memory than what lies in it.
+TUNABLES = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
+#: where one of these is, what a step takes is memory of a GPU, and time is what a processor needs to launch it
+_GPUS = ("/dev/nvidiactl", "/dev/kfd")
+
 
 class _Own:
     process = False
@@ -36,16 +46,36 @@ def is_own() -> bool:
 
 
 def settle() -> None:
-    """All of it, for a program that trains and does nothing else."""
+    """All that a running process can still set, for a program that trains and does nothing else."""
     _Own.process = True
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(environment(os.environ))
     keep_freed_memory()
+
+
+def start_over() -> None:
+    """Put the same process in the place of this one, which has done nothing yet, with what glibc reads at the start. Where
+    that is set already, or there is no glibc, or somebody watches the process (a debugger): nothing."""
+    wanted = environment(os.environ)
+    watched = sys.gettrace() is not None or sys.getprofile() is not None
+    if wanted.get(_TUNABLES) != os.environ.get(_TUNABLES) and sys.executable and not watched:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """An environment with the settings in it. What it says already stays."""
+    wanted = {**ENVIRONMENT, **given}
+    if _is_glibc() and not any(Path(device).exists() for device in _GPUS):
+        told = [part for part in given.get(_TUNABLES, "").split(":") if part]
+        known = {part.partition("=")[0] for part in told}
+        wanted[_TUNABLES] = ":".join(
+            told + [f"{name}={value}" for name, value in TUNABLES.items() if name not in known]
+        )
+    return wanted
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees. False where the C library has no such setting (macOS, Windows, musl)."""
-    if platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # 32 MiB is the largest threshold glibc takes; single larger blocks stay the system's
@@ -55,5 +85,9 @@ def keep_freed_memory() -> bool:
 
 def give_back() -> None:
     """Hand pages that nothing lies in back to the system, where the C library can (glibc)."""
-    if platform.libc_ver()[0] == "glibc":
+    if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import sys
 from io import TextIOWrapper
+from pathlib import Path
 
 
 def main() -> None:
     """The entry point of the `tritune` command."""
-    from tritune.cli.app import app
-    from tritune.process import settle
+    from tritune.process import settle, start_over
 
+    if Path(sys.argv[0]).stem == "tritune":  # not in the program of somebody who calls this
+        start_over()
     settle()
+
+    from tritune.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

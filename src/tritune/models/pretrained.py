@@ -32,6 +32,7 @@ from tritune.models.head import head_of
 from tritune.models.layout import Layout, build
 from tritune.models.library import PreTrainedModel, PreTrainedTokenizerBase
 from tritune.models.locate import Located
+from tritune.models.lookup import lookup
 from tritune.models.matrix import SiteMatrix
 from tritune.models.memory import aside, hold_in_memory, is_much
 from tritune.models.past import Recorded, Virtual
@@ -41,6 +42,7 @@ from tritune.models.probe import parts_are_whole
 from tritune.models.quantised import QuantisedLinear, Weights, resident_bytes
 from tritune.models.sites import Place, Rows, find_places, heads, is_transposed, layers_of
 from tritune.models.texts import TextCache, Texts
+from tritune.models.tiles import KEPT_IF_DEAR
 from tritune.spec import Digests, Quantisation
 
 #: bytes of what texts are to the base that are kept in memory; from a file they come about as fast
@@ -351,21 +353,20 @@ class Base:
 
         return self._loss(logits, prepared.labels_K)
 
-    def _embedded(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
-        """What the batch's own tokens are to the first layer."""
+    def _embedded(self, batch: Batch, weights: dict[str, Tensor]) -> Tensor:
+        """What the batch's own tokens are to the first layer. A table that is trained is what a tied head is to read."""
         tokens_N = batch.tokens_N.to(self.device)
         own = weights.get(self._embedding_name)
-        if Role.EMBED not in self._stream.edited:
-            embedded: Tensor = (
-                self.embedding(tokens_N) if own is None else functional_call(self.embedding, {"weight": own}, tokens_N)
-            )
-            return embedded
-        slot_N = None
-        if batch.slots is not None:
-            lengths = torch.tensor([span.length for span in batch.spans])
-            slot_N = torch.tensor(batch.slots).repeat_interleave(lengths).to(self.device)
-        row_ND = F.embedding(tokens_N, self.embedding.weight if own is None else own)
-        row_ND = self._stream.edits.edit(self.site("embed"), tokens_N, row_ND, slot_N)
+        if own is None:
+            row_ND = F.embedding(tokens_N, self.embedding.weight)
+        else:
+            row_ND, weights[self._embedding_name] = lookup(own, tokens_N, self.embedding.padding_idx)
+        if Role.EMBED in self._stream.edited:
+            slot_N = None
+            if batch.slots is not None:
+                lengths = torch.tensor([span.length for span in batch.spans])
+                slot_N = torch.tensor(batch.slots).repeat_interleave(lengths).to(self.device)
+            row_ND = self._stream.edits.edit(self.site("embed"), tokens_N, row_ND, slot_N)
         scale: Tensor | None = getattr(self.embedding, "embed_scale", None)  # of Gemma
         return row_ND if scale is None else row_ND * scale.to(row_ND.dtype)
 
@@ -413,6 +414,8 @@ class Base:
         arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
         part = nullcontext() if entering is None else above(self._layers, *entering)
         # with weights of its own there are gradients and moments as large as the base, and memory is dear
+        if weights:
+            arguments["kept_keys"] = KEPT_IF_DEAR
         dear = bool(weights) or is_much(self.config, len(x_ND), self.dtype)
         with part, self._stream.again.instead_of_kept(dear):
             if weights:

@@ -12,7 +12,7 @@ from tritune.methods.base import Delta
 from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.text.encode import Encoded
-from tritune.train.memory import old_objects_left_alone, sweep
+from tritune.train.memory import sweep, tidied
 from tritune.train.state import TrainState
 from tritune.train.trainer import Event, Job, Measured, Trainer, batch_loss, total_steps
 
@@ -55,7 +55,7 @@ def train(
         trainer.resume(resume)
         resume = None
     stopped = False
-    with old_objects_left_alone(), base.bind(delta), base.without(delta.weights()):
+    with base.bind(delta), base.without(delta.weights()), tidied():
         for passes in trainer.left():
             yield trainer.step(passes)
             sweep(trainer.facts.step)

@@ -2,7 +2,7 @@
 
 Python's garbage collector is told to leave alone what was there before: transformers alone brings hundreds of thousands of
 objects, and a training step makes enough new ones to have all looked through every few steps (a fifth of a second each time).
-The C library keeps what is freed (`process.py`), and steps of ever other sizes leave ever more holes in it.
+The C library keeps what is freed (`process.py`): what loading left, and ever more holes, as steps are of ever other sizes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ SWEPT_EVERY = 8
 
 
 @contextmanager
-def old_objects_left_alone() -> Iterator[None]:
-    """Inside, only objects made since are looked through. What is made and dropped is freed as ever."""
+def tidied() -> Iterator[None]:
+    """Inside, only objects made since are looked through; what is made and dropped is freed as ever. Memory that was freed
+    before is given back, weights that were put aside included: enter it last."""
     gc.collect()
     gc.freeze()
+    give_back()
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from tritune.methods.base import Bank
 from tritune.models.base import IGNORE
 from tritune.models.pretrained import Base
 from tritune.text.pack import training_batch
-from tritune.train.memory import old_objects_left_alone, sweep
+from tritune.train.memory import sweep, tidied
 from tritune.train.trainer import Event, Job, Trainer
 
 
@@ -44,7 +44,7 @@ def train_together(
         Problem(f"job {i}", "replaces weights of the base") for i, job in enumerate(jobs) if job.delta.weights()
     ]
     Mismatch.check("These adaptations cannot be trained in one pass.", replacing, "Train them one after another.")
-    with old_objects_left_alone():
+    with tidied():
         yield from _all(base, {i: _Run(base, job) for i, job in enumerate(jobs)}, stop)
 
 
