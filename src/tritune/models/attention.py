@@ -14,7 +14,7 @@ from tritune.errors import UnsupportedBase
 from tritune.models import varlen
 from tritune.models.layout import Layout
 from tritune.models.library import AttentionInterface
-from tritune.models.tiles import KEPT_UP_TO, Tiles
+from tritune.models.tiles import Tiles
 
 NAME = "tritune_packed"
 
@@ -31,7 +31,6 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     layout: Layout | None = None,
-    kept_keys: int = KEPT_UP_TO,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention over packed rows.
@@ -39,7 +38,6 @@ def packed_attention(
     Args:
         query, key, value: (1, H, N, d), (1, K, N, d), (1, K, N, d), positions already applied.
         layout: who sees whom.
-        kept_keys: over more keys, a processor makes weights again in the backward.
 
     Returns:
         (1, N, H, d), and no attention weights.
@@ -63,8 +61,7 @@ def packed_attention(
         return varlen.attend(layout.rows, q_NHd, k_MKd, v_MKd, scale, sliding_window)[None], None
     assert layout.groups, "laid out for the kernel of a GPU alone, which does not take these queries"
     k_KMd, v_KMd = k_MKd.transpose(0, 1), v_MKd.transpose(0, 1)
-    given = (query[0], k_KMd, v_KMd, layout, scale, sliding_window, softcap, kept_keys)
-    y_HNd: Tensor = Tiles.apply(*given)  # type: ignore[no-untyped-call]
+    y_HNd: Tensor = Tiles.apply(query[0], k_KMd, v_KMd, layout, scale, sliding_window, softcap)  # type: ignore[no-untyped-call]
     return y_HNd.transpose(0, 1)[None], None
 
 

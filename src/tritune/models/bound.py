@@ -5,11 +5,13 @@ The forward pass itself stays transformers' own. Knows places and edits, no meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from tritune.models.base import LINEAR_ROLES, Edits, NoEdits, Role
@@ -20,10 +22,21 @@ from tritune.models.sites import Place
 EVERYWHERE: dict[int | None, tuple[slice, ...]] = {None: (slice(None),)}
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The packed tokens that anything reads once the last layer has attended (R, in their order), some more that nobody
+    does (to a round number, of no slot), and where the tokens of each slot lie among them."""
+
+    at_R: Tensor
+    n_filling: int
+    slot_R: Tensor | None
+    runs: Mapping[int | None, tuple[slice, ...]]
+
+
 class Stream:
     """What the modules of a base share: the edits that are bound and where they act, whether the fast twins run, the
     slots of the tokens on their way and of the positions K at the head, where the tokens of each slot lie (None: all of
-    them), what entered each site, and what is made again in the backward."""
+    them), which are read in the end (None: perhaps all), what entered each site, and what is made again in the backward."""
 
     def __init__(self) -> None:
         self.edits: Edits = NoEdits()
@@ -32,8 +45,24 @@ class Stream:
         self.slot_N: Tensor | None = None
         self.slot_K: Tensor | None = None
         self.runs: Mapping[int | None, tuple[slice, ...]] = EVERYWHERE
+        self.read: Read | None = None
         self.entered: dict[str, Tensor] = {}
         self.again = MadeAgain()
+
+    def of_read(self, x_ND: Tensor, compute: Callable[[Tensor], Tensor], width: int) -> Tensor:
+        """What `compute` makes of every token (N, width), for the tokens that are read; zeros for the others."""
+        read = self.read
+        if read is None:
+            return compute(x_ND)
+        y_NE = x_ND.new_zeros(len(x_ND), width)
+        if not len(read.at_R):
+            return y_NE
+        before, self.slot_N, self.runs = (self.slot_N, self.runs), read.slot_R, read.runs
+        try:
+            y_RE = compute(F.pad(x_ND.index_select(0, read.at_R), (0, 0, 0, read.n_filling)))
+        finally:
+            self.slot_N, self.runs = before
+        return y_NE.index_copy_(0, read.at_R, y_RE[: len(read.at_R)])
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 What changes: q, k, v are one product and gate, up another; norms, rotary positions and gated activations have hand-written
 backwards (`kernels.py`); low-rank terms, one for all rows or one for those of each slot, and scales are computed beside the
-frozen product. A model's own code stays the slow twin: it runs with `Base.twins` off, and for modules whose exact class is
-not known here; where an edit wants to be called at a linear map, or brings a weight of its own, that map's own module runs.
-`probe.py` holds the two against each other whenever a base is loaded. Knows no method and no task.
+frozen product; and once the last layer has attended, only tokens that somebody reads go on. A model's own code stays the
+slow twin: it runs with `Base.twins` off, and for modules whose exact class is not known here; where an edit wants to be
+called at a linear map, or brings a weight of its own, that map's own module runs. `probe.py` holds the two against each
+other whenever a base is loaded. Knows no method and no task.
 Shapes: N packed tokens, D model width, E outputs of several maps side by side, H query heads, K key heads, d head width.
 """
 
@@ -132,16 +133,22 @@ def quicken(model: nn.Module, places: Sequence[Place], stream: Stream) -> None:
     def maps(*modules: Any) -> FrozenMaps:
         return FrozenMaps(modules, [site_of[id(module)] for module in modules], stream)
 
+    last = max((site.layer for site in site_of.values()), default=-1)
+
+    def is_last(map_: FrozenMaps) -> bool:
+        return map_.sites[0].layer == last
+
     for module in cast("Iterable[Any]", model.modules()):
         kind = type(module).__name__
         if kind in NORMS:
             module.forward = StandIn(stream, module.forward, FastNorm(module, stream))
         elif kind in ATTENTIONS:
-            qkv = maps(module.q_proj, module.k_proj, module.v_proj)
-            module.forward = StandIn(stream, module.forward, FastAttention(module, qkv, maps(module.o_proj)), True)
+            qkv, out = maps(module.q_proj, module.k_proj, module.v_proj), maps(module.o_proj)
+            twin = FastAttention(module, qkv, out, is_last(out))
+            module.forward = StandIn(stream, module.forward, twin, True)
         elif kind in GATED and type(module.act_fn).__name__ in SILU:
-            gate_up = maps(module.gate_proj, module.up_proj)
-            module.forward = StandIn(stream, module.forward, FastGated(gate_up, maps(module.down_proj)))
+            gate_up, down = maps(module.gate_proj, module.up_proj), maps(module.down_proj)
+            module.forward = StandIn(stream, module.forward, FastGated(gate_up, down, is_last(down)))
 
 
 @dataclass
@@ -176,9 +183,15 @@ class FastGated:
 
     gate_up: FrozenMaps
     down: FrozenMaps
+    last: bool  # of all layers: then only some tokens are read
 
     def __call__(self, x: Tensor) -> Tensor:
         x_ND = x.flatten(0, -2)
+        if not self.last:
+            return self._of(x_ND).view(x.shape)
+        return self.gate_up.stream.of_read(x_ND, self._of, self.down.widths[0]).view(x.shape)
+
+    def _of(self, x_ND: Tensor) -> Tensor:
         both_N2F = self.gate_up.together(x_ND)
         if both_N2F is not None:
             y_NF = kernels.swiglu(both_N2F)
@@ -187,7 +200,7 @@ class FastGated:
             gate_NF, up_NF = self.gate_up.apart(x_ND)
             y_NF = kernels.gated(gate_NF, up_NF)
         again = partial(kernels.swiglu_of, gate_NF.detach(), up_NF.detach())
-        return self.down(self.gate_up.stream.again.offer(y_NF, again), again)[0].view(x.shape)
+        return self.down(self.gate_up.stream.again.offer(y_NF, again), again)[0]
 
 
 @dataclass
@@ -197,6 +210,7 @@ class FastAttention:
     module: Any
     qkv: FrozenMaps
     out: FrozenMaps
+    last: bool  # of all layers: then only some tokens are read
 
     def __call__(
         self,
@@ -219,7 +233,12 @@ class FastAttention:
             sliding_window=self._window(),
             layout=layout,
         )
-        return self.out(y_1NHd[0].flatten(-2))[0][None], None
+        y_NE = y_1NHd[0].flatten(-2)
+        of_read = self.out.stream.of_read
+        return (of_read(y_NE, self._mapped, self.out.widths[0]) if self.last else self._mapped(y_NE))[None], None
+
+    def _mapped(self, y_NE: Tensor) -> Tensor:
+        return self.out(y_NE)[0]
 
     def _heads(self, x_ND: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         module, d = self.module, self.module.head_dim

@@ -74,6 +74,14 @@ class Layout:
             self.places[heads, n] = place
         return self.places[heads, n]
 
+    def runs_among(self, at_R: Tensor) -> dict[int, tuple[slice, ...]]:
+        """Where the tokens of each slot lie among some of the packed ones, in their order."""
+        found = {}
+        for slot, runs in self.runs.items():
+            ends = [torch.searchsorted(at_R, torch.tensor([run.start, run.stop])).tolist() for run in runs]
+            found[slot] = tuple(slice(start, stop) for start, stop in ends if start < stop)
+        return found
+
     @cached_property
     def own_keys(self) -> OwnKeys:
         """Keys that spans have for themselves, if perhaps with some others; not what a whole group has in common."""

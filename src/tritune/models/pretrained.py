@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tritune.errors import Mismatch, Problem
 from tritune.models import attention, round_numbers, varlen
 from tritune.models.base import BARE, Batch, Edits, NoEdits, Role, Site
-from tritune.models.bound import EVERYWHERE, Stream, hooked
+from tritune.models.bound import EVERYWHERE, Read, Stream, hooked
 from tritune.models.depth import above, below
 from tritune.models.dtype import Dtype, at_least_float32
 from tritune.models.fast import quicken, stream_of
@@ -42,11 +42,12 @@ from tritune.models.probe import parts_are_whole
 from tritune.models.quantised import QuantisedLinear, Weights, resident_bytes
 from tritune.models.sites import Place, Rows, find_places, heads, is_transposed, layers_of
 from tritune.models.texts import TextCache, Texts
-from tritune.models.tiles import KEPT_IF_DEAR
 from tritune.spec import Digests, Quantisation
 
 #: bytes of what texts are to the base that are kept in memory; from a file they come about as fast
 MEMORY = 1 << 25
+#: tokens that are read are computed in multiples of so many: with ever other numbers of them oneDNN kept 40 MiB more
+READ_TOGETHER = 64
 
 
 class Base:
@@ -299,7 +300,20 @@ class Base:
         entering = entering and (entering[0], layout.filled_up(entering[1]))
         layout = replace(layout, past=virtual.past(texts))
         x_ND = self._embedded(batch, weights)
-        return at_least_float32(self._run(virtual.inputs(x_ND, layout), layout, layout.asked[at_K], weights, entering))
+        asked_K = layout.asked[at_K]
+        x_ND = virtual.inputs(x_ND, layout)
+        return at_least_float32(self._run(x_ND, layout, asked_K, weights, entering, self._read(asked_K, layout)))
+
+    def _read(self, asked_K: Tensor, layout: Layout) -> Read | None:
+        """What of the packed tokens is read behind the last layer's attention, when these positions are asked for. None
+        where that is most of them."""
+        at_R, n = torch.unique(asked_K), len(layout.positions_N)
+        if 2 * len(at_R) > n:
+            return None
+        filling = -len(at_R) % READ_TOGETHER if round_numbers.wanted(self.device, self.dtype) else 0
+        there_R = at_R.to(self.device)
+        slot_R = None if layout.slot_N is None else F.pad(layout.slot_N[there_R], (0, filling), value=BARE)
+        return Read(there_R, filling, slot_R, EVERYWHERE | dict(layout.runs_among(at_R).items()))
 
     def loss(self, batch: Batch, at_K: Tensor, labels_K: Tensor) -> Tensor:
         """Sum of the cross-entropies of `labels_K` at positions `at_K`, as a scalar: what `logits` would give, but where
@@ -382,14 +396,15 @@ class Base:
         texts, recorded = text_batch(batch), Recorded()
         layout = replace(self._laid_out(texts), past=recorded)
         x_ND = layout.filled_up(self.embedding(texts.tokens_N.to(self.device)))
-        self._run(x_ND, layout, torch.empty(0, dtype=torch.long), {})
+        nothing = torch.empty(0, dtype=torch.long)
+        self._run(x_ND, layout, nothing, {}, read=self._read(nothing, layout))
         return recorded.layers_n2NKd()[:, :, : len(texts.tokens_N)]
 
     @torch.no_grad()
     def states(self, batch: Batch, first: int) -> Tensor:
         """What comes out of the layers before `first` (N, D), of a batch's own tokens. What is bound does not act there."""
         layout = self._laid_out(Batch(batch.tokens_N, batch.spans))
-        self._stream.slot_N, self._stream.runs = None, EVERYWHERE
+        self._stream.slot_N, self._stream.runs, self._stream.read = None, EVERYWHERE, None
         x_ND = layout.filled_up(self.embedding(batch.tokens_N.to(self.device)))
         with below(self._layers, first) as found:  # without the head: that may be acted at
             self.model.base_model(**_arguments(x_ND, layout))
@@ -406,16 +421,16 @@ class Base:
         at_K: Tensor,
         weights: Mapping[str, Tensor],
         entering: tuple[int, Tensor] | None = None,
+        read: Read | None = None,
     ) -> Tensor:
         """`entering`: the first layer that runs, and the states (N, D) that it gets."""
+        self._stream.read = read
         self._stream.slot_N = layout.slot_N
         self._stream.slot_K = None if layout.slot_N is None else layout.slot_N[at_K.to(self.device)]
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
         part = nullcontext() if entering is None else above(self._layers, *entering)
         # with weights of its own there are gradients and moments as large as the base, and memory is dear
-        if weights:
-            arguments["kept_keys"] = KEPT_IF_DEAR
         dear = bool(weights) or is_much(self.config, len(x_ND), self.dtype)
         with part, self._stream.again.instead_of_kept(dear):
             if weights:

@@ -26,8 +26,6 @@ from tritune.models.round_numbers import filled
 
 #: weights over so many keys are kept for the backward; over more they would outgrow all else that a layer keeps
 KEPT_UP_TO = 384
-#: the same where memory is dear: what is made again costs 1 to 2 % of a step
-KEPT_IF_DEAR = 128
 
 
 class Tiles(torch.autograd.Function):
@@ -43,7 +41,6 @@ class Tiles(torch.autograd.Function):
         scale: float,
         window: int | None,
         softcap: float | None,
-        kept: int = KEPT_UP_TO,
     ) -> Tensor:
         (H, N, _), K = q_HNd.shape, len(k_KMd)
         q_KGNd = _by_key_head(q_HNd, K)
@@ -54,10 +51,10 @@ class Tiles(torch.autograd.Function):
                 seen = keys.of(tile)
                 weight, _ = _weights(tile, q_KGNd.index_select(1, folded.index).mul_(scale), seen, softcap)
                 outputs.append(_mixed(weight, seen))
-                if _is_kept(seen, softcap, kept):
+                if _is_kept(seen, softcap):
                     weights.append(weight)
         ctx.save_for_backward(q_HNd, k_KMd, v_KMd, *weights)
-        ctx.layout, ctx.scale, ctx.window, ctx.softcap, ctx.kept = layout, scale, window, softcap, kept
+        ctx.layout, ctx.scale, ctx.window, ctx.softcap = layout, scale, window, softcap
         return _joined(outputs).index_select(1, layout.unfolded(H // K, N)).view(H, N, -1)
 
     @staticmethod
@@ -73,7 +70,7 @@ class Tiles(torch.autograd.Function):
             slopes = []
             for tile, folded in zip(group.tiles(ctx.window), group.folded(H // K, N), strict=True):
                 seen, q = keys.of(tile), q_KGNd.index_select(1, folded.index).mul_(ctx.scale)
-                kept = (next(weights), None) if _is_kept(seen, ctx.softcap, ctx.kept) else None
+                kept = (next(weights), None) if _is_kept(seen, ctx.softcap) else None
                 g = g_KGNd.index_select(1, folded.index)
                 if folded.padding is not None:
                     g.index_fill_(1, folded.padding, 0.0)
@@ -84,7 +81,7 @@ class Tiles(torch.autograd.Function):
         grad_q = _joined(grads_q).index_select(1, layout.unfolded(H // K, N)).mul_(ctx.scale).view(H, N, -1)
         grad_k = _by_key(layout, M, [g.k for g in of_groups], [g.k_P for g in of_groups])
         grad_v = _by_key(layout, M, [g.v for g in of_groups], [g.v_P for g in of_groups])
-        return grad_q, grad_k, grad_v, None, None, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None
 
 
 class _Keys(NamedTuple):
@@ -111,8 +108,8 @@ def _by_key_head(t_HNd: Tensor, K: int) -> Tensor:
     return t_HNd.reshape(K, H // K * N, d)
 
 
-def _is_kept(seen: _Keys, softcap: float | None, most: int) -> bool:
-    return softcap is None and seen.k_P.shape[1] + seen.k.shape[1] <= most
+def _is_kept(seen: _Keys, softcap: float | None) -> bool:
+    return softcap is None and seen.k_P.shape[1] + seen.k.shape[1] <= KEPT_UP_TO
 
 
 def _weights(tile: Tile, q_KRd: Tensor, seen: _Keys, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests import oracles
 from tritune.errors import UnsupportedBase
-from tritune.models import group
+from tritune.models import group, tiles
 from tritune.models import layout as layout_of
 from tritune.models.attention import packed_attention
 from tritune.models.base import Batch, Span
@@ -41,8 +41,9 @@ WAYS = {
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> Layout:
-    queries, _, few = WAYS[way]
+    queries, kept_up_to, few = WAYS[way]
     monkeypatch.setattr(group, "QUERIES", queries)
+    monkeypatch.setattr(tiles, "KEPT_UP_TO", kept_up_to)
     monkeypatch.setattr(layout_of, "FEW", few)
     return fresh_layout()
 
@@ -82,8 +83,7 @@ def test_it_is_attention_query_by_query(
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     slopes = torch.autograd.grad((want * weight).sum(), (q, k, v))
     for way in WAYS:
-        options = {"scaling": 0.3, "sliding_window": window, "softcap": softcap, "kept_keys": WAYS[way][1]}
-        got = packed(q, k, v, cut(monkeypatch, way), **options)
+        got = packed(q, k, v, cut(monkeypatch, way), scaling=0.3, sliding_window=window, softcap=softcap)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
         for a, b in zip(torch.autograd.grad((got * weight).sum(), (q, k, v)), slopes, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
@@ -94,7 +94,7 @@ def test_soft_caps_are_honoured_and_would_be_missed(monkeypatch: pytest.MonkeyPa
     layout = cut(monkeypatch, way)
     q, k, v = tensors(4, 2, 5)
     seen = oracles.visible(SPANS, 9)
-    got = packed(q, k, v, layout, scaling=2.0, sliding_window=9, softcap=1.5, kept_keys=WAYS[way][1])
+    got = packed(q, k, v, layout, scaling=2.0, sliding_window=9, softcap=1.5)
     torch.testing.assert_close(got, oracles.attention(q, k, v, seen, scale=2.0, softcap=1.5), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(got, oracles.attention(q, k, v, seen, scale=2.0), atol=1e-2)
 
@@ -113,7 +113,7 @@ def test_narrow_formats_stay_close_and_never_give_nan(
     layout = cut(monkeypatch, way)
     q, k, v = (t.detach() for t in tensors(4, 2, 8))
     narrow = [(t * s).to(dtype).requires_grad_(True) for t, s in ((q, 20.0), (k, 20.0), (v, 1.0))]
-    got = packed(*narrow, layout, sliding_window=4, kept_keys=WAYS[way][1])
+    got = packed(*narrow, layout, sliding_window=4)
     assert got.dtype is dtype
     wide = [t.detach().double() for t in narrow]
     want = oracles.attention(*wide, oracles.visible(SPANS, 4), scale=8**-0.5)
@@ -160,22 +160,6 @@ def test_long_rows_in_their_own_tiles_answer_the_same() -> None:
             of_got, of_want, strict=True
         ):  # over several tiles slopes of keys are added up in at least fp32
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
-
-
-def test_weights_over_many_keys_are_not_kept() -> None:
-    layout = build(Batch(torch.arange(300), (Span(0, 300),)), {}, torch.device("cpu"))
-    q, k, v = (torch.randn(300, 2, 4, requires_grad=True) for _ in range(3))
-
-    def kept(most: int) -> int:
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()), lambda _: q):
-            packed(q, k, v, layout, kept_keys=most)
-        return sum(sizes)
-
-    of_inputs, tiles = 3 * q.numel(), [64 * 64, 64 * 128, 64 * 192, 64 * 256, 44 * 300]
-    assert kept(300) == of_inputs + 2 * sum(tiles)
-    assert kept(128) == of_inputs + 2 * sum(tiles[:2])
-    assert kept(0) == of_inputs
 
 
 def test_a_tile_computes_no_key_that_none_of_its_queries_sees() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tritune.methods import METHODS, method, method_of
 from tritune.methods.base import Bank, Delta
@@ -107,6 +108,40 @@ def test_twins_keep_the_rows_of_several_adaptations_apart(family: str, kinds: Se
     assert fast_slopes.keys() == slow_slopes.keys()
     for name, slope in slow_slopes.items():
         torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "bottleneck", "ia3", "ptuning"])
+@pytest.mark.parametrize("asked", [[4], [32, 4, 20, 4, 4], [12, 20]], ids=str)
+def test_positions_may_be_few_in_any_order_and_more_than_once(kind: str, asked: list[int]) -> None:
+    """Only they go on behind the last layer's attention; what is asked for twice learns twice, and no more."""
+    base, rows, at_K = tiny_base("llama"), batch(), torch.tensor(asked)
+    given = torch.randn(len(asked), 300, generator=torch.Generator().manual_seed(5))
+    found = []
+    for twins in (True, False):
+        base.twins = twins
+        delta = shaken(base, method(kind).variants[0], seed=1)
+        with base.bind(delta):
+            logits_KV = base.logits(rows, at_K)
+            (logits_KV * given).sum().backward()
+        found.append((logits_KV.detach(), {n: p.grad for n, p in delta.trainable().items() if p.grad is not None}))
+    (fast, fast_slopes), (slow, slow_slopes) = found
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+    assert fast_slopes.keys() == slow_slopes.keys()
+    for name, slope in slow_slopes.items():
+        torch.testing.assert_close(fast_slopes[name], slope, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_tokens_that_nobody_reads_end_with_the_last_layers_attention() -> None:
+    base = tiny_base("llama")
+    layer = base.model.get_submodule(f"model.layers.{base.config.num_hidden_layers - 1}")
+    weights = sum(m.weight.numel() for m in (layer.self_attn.o_proj, *layer.mlp.children()) if hasattr(m, "weight"))
+
+    def multiplied(at_K: Tensor) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            base.logits(batch(), at_K)
+        return counter.get_total_flops() - 2 * len(at_K) * base.model.get_output_embeddings().weight.numel()
+
+    assert multiplied(torch.arange(33)) - multiplied(torch.tensor([4, 32])) == 2 * 31 * weights
 
 
 def test_a_bank_of_low_rank_terms_calls_no_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
