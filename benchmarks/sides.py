@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.protocol import Setup
 from tritune.methods import METHODS
+from tritune.run import Training
 
 HERE = Path(__file__).parent
 BEST = {"short": HERE / "peers" / "best.json", "long": HERE / "peers" / "best-long.json"}
@@ -112,9 +113,18 @@ def keep_best(found: Mapping[str, Setup], data: str = "short") -> None:
     BEST[data].write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def roles(method: str, names: list[str], tokens: int, lengths: Sequence[int], data: str = "short") -> dict[str, Setup]:
+def own_step(method: str) -> int:
+    """Tokens of a step of tritune's own: what the package takes unless told otherwise, and 1,024 where the use of the machine
+    is to be told for such steps."""
+    return 1024 if kind(method) in ("lora", "full") else Training().batch_tokens
+
+
+def roles(
+    method: str, names: list[str], tokens: int | None, lengths: Sequence[int], data: str = "short"
+) -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters; tuned, it has what the best peer
-    has, without its recomputing of activations."""
+    has, without its recomputing of activations. `tokens`: of tritune's steps; None: its own."""
+    tokens = own_step(method) if tokens is None else tokens
     table = {
         "ours": ours(tokens),
         "equal": ours(batch_tokens(method, lengths, data)),

@@ -30,7 +30,7 @@ from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, best, ours, roles
+from benchmarks.sides import SUBJECTS, best, ours, own_step, roles
 from benchmarks.summary import SEVERAL, Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
@@ -55,7 +55,8 @@ def specs(
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
-        cut = ours(options.batch_tokens) if options.same_batches and setup.loop == "own" else setup
+        own = ours(options.batch_tokens or own_step(name))
+        cut = own if options.same_batches and setup.loop == "own" else setup
         first, *timed = batches(dealt, lengths, cut, seed=0)
         again = subject.again and setup.library == "tritune"
         found[role] = Spec(
@@ -138,7 +139,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, help="rows of a turn (more on a faster machine); rounded up to the best peer's batches"
     )
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of one of tritune's steps, about")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        help="tokens of one of tritune's steps, about (its own 512; for lora and full 1,024)",
+    )
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--same-batches", action="store_true", help="a bare loop takes tritune's batches")

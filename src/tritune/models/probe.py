@@ -63,10 +63,13 @@ def probe(base: Base) -> float:
 
 
 def _twins_agree(base: Base, rows: list[Tensor], wanted: Tensor) -> bool:
-    """Another version of transformers may compute something new, or call otherwise: its modules are slower, but right."""
+    """Another version of transformers may compute something new, or call otherwise: its modules are slower, but right. A
+    third of the positions at a time: twins leave out what is not asked for."""
     base.twins = True
+    found = torch.empty_like(wanted)
     try:
-        found = base.logits(_batch(rows), torch.arange(len(wanted)))
+        for first in range(3):
+            found[first::3] = base.logits(_batch(rows), torch.arange(first, len(wanted), 3))
     except (TypeError, AttributeError):
         return False
     return _difference(found, wanted) <= OF_TWINS[base.dtype]
