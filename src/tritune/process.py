@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 # names and numbers of <malloc.h>
@@ -33,7 +34,9 @@ _TUNABLES = "GLIBC_TUNABLES"
 #: apart, and a step takes a tenth more memory than what lies in it.
 TUNABLES = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
 #: where one of these is, what a step takes is memory of a GPU, and time is what a processor needs to launch it
-_GPUS = ("/dev/nvidiactl", "/dev/kfd")
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+#: says to a process that it has started over; its number stays what it was
+_STARTED = "_TRITUNE_STARTED_OVER"
 
 
 class _Own:
@@ -48,17 +51,21 @@ def is_own() -> bool:
 def settle() -> None:
     """All that a running process can still set, for a program that trains and does nothing else."""
     _Own.process = True
-    os.environ.update(environment(os.environ))
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     keep_freed_memory()
 
 
 def start_over() -> None:
     """Put the same process in the place of this one, which has done nothing yet, with what glibc reads at the start. Where
-    that is set already, or there is no glibc, or somebody watches the process (a debugger): nothing."""
+    that is set already, or there is no glibc, or somebody watches the process (a debugger), or the system does not allow
+    it: nothing. Never more than once."""
     wanted = environment(os.environ)
     watched = sys.gettrace() is not None or sys.getprofile() is not None
-    if wanted.get(_TUNABLES) != os.environ.get(_TUNABLES) and sys.executable and not watched:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
+    again = os.environ.get(_STARTED) == str(os.getpid())
+    if wanted.get(_TUNABLES) != os.environ.get(_TUNABLES) and sys.executable and not watched and not again:
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | {_STARTED: str(os.getpid())})
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:

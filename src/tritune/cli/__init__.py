@@ -14,7 +14,7 @@ def main() -> None:
     """The entry point of the `tritune` command."""
     from tritune.process import settle, start_over
 
-    if Path(sys.argv[0]).stem == "tritune":  # not in the program of somebody who calls this
+    if Path(sys.argv[0]).stem == "tritune" and sys.argv[0] in sys.orig_argv:  # not in a program that calls this
         start_over()
     settle()
 

@@ -75,12 +75,12 @@ class Layout:
         return self.places[heads, n]
 
     def runs_among(self, at_R: Tensor) -> dict[int, tuple[slice, ...]]:
-        """Where the tokens of each slot lie among some of the packed ones, in their order."""
+        """Where the tokens of each slot lie among some of the packed ones, in their order, where it has any."""
         found = {}
         for slot, runs in self.runs.items():
             ends = [torch.searchsorted(at_R, torch.tensor([run.start, run.stop])).tolist() for run in runs]
             found[slot] = tuple(slice(start, stop) for start, stop in ends if start < stop)
-        return found
+        return {slot: runs for slot, runs in found.items() if runs}
 
     @cached_property
     def own_keys(self) -> OwnKeys:

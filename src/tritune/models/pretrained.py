@@ -304,12 +304,9 @@ class Base:
         x_ND = virtual.inputs(x_ND, layout)
         return at_least_float32(self._run(x_ND, layout, asked_K, weights, entering, self._read(asked_K, layout)))
 
-    def _read(self, asked_K: Tensor, layout: Layout) -> Read | None:
-        """What of the packed tokens is read behind the last layer's attention, when these positions are asked for. None
-        where that is most of them."""
-        at_R, n = torch.unique(asked_K), len(layout.positions_N)
-        if 2 * len(at_R) > n:
-            return None
+    def _read(self, asked_K: Tensor, layout: Layout) -> Read:
+        """What of the packed tokens is read behind the last layer's attention, when these positions are asked for."""
+        at_R = torch.unique(asked_K)
         filling = -len(at_R) % READ_TOGETHER if round_numbers.wanted(self.device, self.dtype) else 0
         there_R = at_R.to(self.device)
         slot_R = None if layout.slot_N is None else F.pad(layout.slot_N[there_R], (0, filling), value=BARE)
@@ -404,7 +401,7 @@ class Base:
     def states(self, batch: Batch, first: int) -> Tensor:
         """What comes out of the layers before `first` (N, D), of a batch's own tokens. What is bound does not act there."""
         layout = self._laid_out(Batch(batch.tokens_N, batch.spans))
-        self._stream.slot_N, self._stream.runs, self._stream.read = None, EVERYWHERE, None
+        self._stream.slot_N, self._stream.runs = None, EVERYWHERE
         x_ND = layout.filled_up(self.embedding(batch.tokens_N.to(self.device)))
         with below(self._layers, first) as found:  # without the head: that may be acted at
             self.model.base_model(**_arguments(x_ND, layout))
@@ -423,8 +420,7 @@ class Base:
         entering: tuple[int, Tensor] | None = None,
         read: Read | None = None,
     ) -> Tensor:
-        """`entering`: the first layer that runs, and the states (N, D) that it gets."""
-        self._stream.read = read
+        """`entering`: the first layer that runs, and the states (N, D) that it gets. `read`: what of the last one's; all."""
         self._stream.slot_N = layout.slot_N
         self._stream.slot_K = None if layout.slot_N is None else layout.slot_N[at_K.to(self.device)]
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
@@ -432,7 +428,7 @@ class Base:
         part = nullcontext() if entering is None else above(self._layers, *entering)
         # with weights of its own there are gradients and moments as large as the base, and memory is dear
         dear = bool(weights) or is_much(self.config, len(x_ND), self.dtype)
-        with part, self._stream.again.instead_of_kept(dear):
+        with part, self._stream.reading(read), self._stream.again.instead_of_kept(dear):
             if weights:
                 output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
             else:

@@ -77,10 +77,19 @@ def distance(a: str, b: str) -> int:
         {"B": 100, "B-": 2, "B+": 2},
         {"negative": 500, "positive": 3, "neutral": 1},
         {"entailment": 500, "not_entailment": 3},
+        {"class A": 500, "class B": 3, "Class C": 2},
+        {"Stage I": 500, "Stage II": 3},
+        {"fr-CA": 500, "fr-CH": 3, "zh-Hans": 400, "zh-Hant": 2},
+        {"a": 500, "A": 300, "K": 2, "k": 100},
     ],
 )
 def test_labels_of_their_own(counts: dict[str, int]):
     assert misspelt(counts) == {}
+
+
+def test_columns_of_nothing_but_different_values_are_looked_through_at_once():
+    """Somebody who names the column of texts: a hundred thousand labels would be five billion pairs."""
+    assert misspelt({f"review number {i}": 1 for i in range(100_000)}) == {}
 
 
 def test_case_and_what_is_between_words_make_no_other_label():
