@@ -49,15 +49,6 @@ class Stream:
         self.entered: dict[str, Tensor] = {}
         self.again = MadeAgain()
 
-    @contextmanager
-    def reading(self, read: Read | None) -> Iterator[None]:
-        """Inside, this is what is read in the end."""
-        self.read = read
-        try:
-            yield
-        finally:
-            self.read = None
-
     def of_read(self, x_ND: Tensor, compute: Callable[[Tensor], Tensor], width: int) -> Tensor:
         """What `compute` makes of every token (N, width), for the tokens that are read; zeros for the others."""
         read = self.read

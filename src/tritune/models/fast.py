@@ -161,7 +161,10 @@ class StandIn:
     only_packed: bool = False  # whether the twin has to know the batch's layout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        fast = self.stream.fast and not (self.only_packed and kwargs.get("layout") is None)
+        packed = not self.only_packed or kwargs.get("layout") is not None
+        if not packed:
+            self.stream.read = None  # somebody calls the model itself: the latest pass over it says nothing of this one
+        fast = self.stream.fast and packed
         return (self.twin if fast else self.own)(*args, **kwargs)
 
 

@@ -421,14 +421,14 @@ class Base:
         read: Read | None = None,
     ) -> Tensor:
         """`entering`: the first layer that runs, and the states (N, D) that it gets. `read`: what of the last one's; all."""
-        self._stream.slot_N = layout.slot_N
+        self._stream.slot_N, self._stream.read = layout.slot_N, read  # both stay: checkpointing runs layers once more
         self._stream.slot_K = None if layout.slot_N is None else layout.slot_N[at_K.to(self.device)]
         self._stream.runs = EVERYWHERE | dict(layout.runs.items())
         arguments = {**_arguments(x_ND, layout), "logits_to_keep": at_K.to(self.device)}
         part = nullcontext() if entering is None else above(self._layers, *entering)
         # with weights of its own there are gradients and moments as large as the base, and memory is dear
         dear = bool(weights) or is_much(self.config, len(x_ND), self.dtype)
-        with part, self._stream.reading(read), self._stream.again.instead_of_kept(dear):
+        with part, self._stream.again.instead_of_kept(dear):
             if weights:
                 output = functional_call(self.model, dict(weights), (), arguments, tie_weights=True)
             else:

@@ -18,6 +18,7 @@ from tritune.methods.ia3 import IA3, Ia3Delta
 from tritune.methods.lora import LoraDelta
 from tritune.methods.ptuning import PTuning
 from tritune.methods.stack import Stack
+from tritune.models import attention
 from tritune.models.base import BARE, IGNORE, Batch, Span
 from tritune.models.pretrained import Base
 from tritune.models.probe import TOLERANCE, probe
@@ -142,6 +143,21 @@ def test_tokens_that_nobody_reads_end_with_the_last_layers_attention() -> None:
         return counter.get_total_flops() - 2 * len(at_K) * base.model.get_output_embeddings().weight.numel()
 
     assert multiplied(torch.arange(33)) - multiplied(torch.tensor([4, 32])) == 2 * 31 * weights
+
+
+def test_who_calls_the_model_itself_gets_all_of_its_logits() -> None:
+    base, tokens = tiny_base("llama"), batch().tokens_N
+
+    @torch.no_grad()
+    def called() -> Tensor:
+        base.model.set_attn_implementation("eager")
+        logits: Tensor = base.model(input_ids=tokens[None], use_cache=False).logits
+        base.model.set_attn_implementation(attention.NAME)
+        return logits
+
+    wanted = called()
+    base.logits(batch(), torch.tensor([4]))
+    torch.testing.assert_close(called(), wanted)
 
 
 def test_a_bank_of_low_rank_terms_calls_no_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
