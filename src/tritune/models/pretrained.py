@@ -401,7 +401,7 @@ class Base:
     def states(self, batch: Batch, first: int) -> Tensor:
         """What comes out of the layers before `first` (N, D), of a batch's own tokens. What is bound does not act there."""
         layout = self._laid_out(Batch(batch.tokens_N, batch.spans))
-        self._stream.slot_N, self._stream.runs = None, EVERYWHERE
+        self._stream.slot_N, self._stream.runs, self._stream.read = None, EVERYWHERE, None
         x_ND = layout.filled_up(self.embedding(batch.tokens_N.to(self.device)))
         with below(self._layers, first) as found:  # without the head: that may be acted at
             self.model.base_model(**_arguments(x_ND, layout))
