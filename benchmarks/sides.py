@@ -28,20 +28,22 @@ class Subject:
     """One line of the table: a method of tritune's as it is measured, both sides with the same sizes.
 
     `again`: timed from the second pass over the rows on, with what the first one left behind (tritune's side).
-    `formats`: those that the search tries for the peer."""
+    `formats`: those that the search tries for the peer. `step`: tokens of tritune's own; what the package takes unless told
+    otherwise, and 1,024 where the use of the machine is to be told for such steps."""
 
     kind: str
     config: Mapping[str, float | str]
     again: bool = False
     formats: tuple[str, ...] = ("float32", "bfloat16")
+    step: int = Training().batch_tokens
 
 
 #: Sizes that the peers have too. The prompt starts as PEFT's does, so that losses can be compared.
 _SUBJECTS = {
-    "lora": Subject("lora", {"rank": 8, "alpha": 16.0}),
+    "lora": Subject("lora", {"rank": 8, "alpha": 16.0}, step=1024),
     # Weights that are trained in bf16 themselves hardly move, since most steps are smaller than what it can tell apart:
     # that is fast, and no fine-tuning. A peer that trains them all keeps them in fp32.
-    "full": Subject("full", {}, formats=("float32", "autocast")),
+    "full": Subject("full", {}, formats=("float32", "autocast"), step=1024),
     "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
     "ptuning-suffix-cached": Subject("ptuning", {"tokens": 20, "start": "random", "placement": "suffix"}, again=True),
     "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
@@ -113,18 +115,12 @@ def keep_best(found: Mapping[str, Setup], data: str = "short") -> None:
     BEST[data].write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def own_step(method: str) -> int:
-    """Tokens of a step of tritune's own: what the package takes unless told otherwise, and 1,024 where the use of the machine
-    is to be told for such steps."""
-    return 1024 if kind(method) in ("lora", "full") else Training().batch_tokens
-
-
 def roles(
     method: str, names: list[str], tokens: int | None, lengths: Sequence[int], data: str = "short"
 ) -> dict[str, Setup]:
     """The sides of one method by the name of their part. TRL has no bottleneck adapters; tuned, it has what the best peer
     has, without its recomputing of activations. `tokens`: of tritune's steps; None: its own."""
-    tokens = own_step(method) if tokens is None else tokens
+    tokens = SUBJECTS[method].step if tokens is None else tokens
     table = {
         "ours": ours(tokens),
         "equal": ours(batch_tokens(method, lengths, data)),

@@ -30,7 +30,7 @@ from benchmarks.protocol import Outcome, Row, Setup, Spec, write_rows
 from benchmarks.records import Records, say
 from benchmarks.rows import reviews
 from benchmarks.runner import RunFailed, in_turn
-from benchmarks.sides import SUBJECTS, best, ours, own_step, roles
+from benchmarks.sides import SUBJECTS, best, ours, roles
 from benchmarks.summary import SEVERAL, Measurement, assemble
 from benchmarks.turns import batches, deal
 from tritune.methods import method
@@ -55,7 +55,7 @@ def specs(
     folder = str(locate(BASE).folder)
     found = {}
     for role, setup in setups.items():
-        own = ours(options.batch_tokens or own_step(name))
+        own = ours(options.batch_tokens or subject.step)
         cut = own if options.same_batches and setup.loop == "own" else setup
         first, *timed = batches(dealt, lengths, cut, seed=0)
         again = subject.again and setup.library == "tritune"
