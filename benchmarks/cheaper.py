@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -121,7 +121,7 @@ def measure(study: Study) -> Iterator[dict[str, Any]]:
     for form in forms(study.name):
         found = trained(study.run(form, epochs, PASSES), form.method)
         if form.of is None:
-            whole[form.name] = form, mean(entry["train_seconds"] for entry in found)
+            whole[form.name] = form, seconds_of(found)
             yield result(form, PASSES, epochs, found, None)
             continue
         against, seconds = whole[form.of]
@@ -147,6 +147,11 @@ def trained(found: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     return [entry for entry in found["entries"] if entry["method"] == method]
 
 
+def seconds_of(runs: Sequence[Mapping[str, Any]]) -> float:
+    """What training took in the mean, of runs that shared no pass over the base with others."""
+    return float(mean(run["train_seconds"] for run in runs if not run.get("trained_beside")))
+
+
 def passes(curve: list[dict[str, Any]], epochs: float, seconds: float) -> float:
     """How many passes fit into `seconds`, when the first takes as long as it did and all others as the last one did."""
     per_pass = curve[-1]["rows"] / epochs
@@ -158,7 +163,7 @@ def passes(curve: list[dict[str, Any]], epochs: float, seconds: float) -> float:
 def result(
     form: Form, equal: str, epochs: float, entries: list[dict[str, Any]], pair: dict[str, float] | None
 ) -> dict[str, Any]:
-    kept = ("seed", "score", "low", "high", "n", "train_seconds", "train_rows", "learning_rate")
+    kept = ("seed", "score", "low", "high", "n", "train_seconds", "trained_beside", "train_rows", "learning_rate")
     return {
         "form": form.name,
         "equal": equal,
@@ -198,7 +203,7 @@ def section(study: str, document: Mapping[str, Any]) -> str:
         difference = pair and f"{pair['difference']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f})"
         lines.append(
             f"| {line['form']} | {line['epochs']:g}{' (equal time)' if line['equal'] == TIME else ''} | "
-            f"{mean(run['train_seconds'] for run in line['runs']):.0f} | {scores} | "
+            f"{seconds_of(line['runs']):.0f} | {scores} | "
             f"{mean(run['score'] for run in line['runs']):.3f} | {difference or ''} | "
             f"{format(pair['p_by_example'], '.2g') if pair else ''} |"
         )

@@ -1,14 +1,15 @@
 """The main job: every method on the same data, measured side by side, with plain prompting as the baseline.
 
 For each method the learning rate is chosen on dev from a grid of equal size and equal cost: all rates start, run a
-share of the steps, and the best goes on to the end. Then further seeds with that rate. The test set is touched once per
-adaptation, after everything was chosen, through the path that serves. Knows no method by name.
+share of the steps, and the best goes on to the end. Then further seeds with that rate (`seeds.py`). The test set is touched
+once per adaptation, after everything was chosen, through the path that serves. Knows no method by name.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -35,9 +36,10 @@ from tritune.report.told import told
 from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.search import choose
+from tritune.seeds import Trained, alone, further
 from tritune.spec import Given, MethodConfig, Scope, Strategy
 from tritune.tasks.base import Example, Split, Task
-from tritune.trial import TrainingRows, Trial, data_digests, follow, training_rows
+from tritune.trial import TrainingRows, Trial, data_digests, training_rows
 
 
 class Plan(Given):
@@ -197,18 +199,19 @@ def _measure_method(
     probe: ForgettingProbe,
     progress: Progress,
 ) -> None:
+    def trial(seed: int, rate: float) -> Trial:
+        return Trial(base, task, config, plan.training, rate, seed, rows=rows)
+
     first, *others = plan.seeds
+    rates = _rates(kind, plan)
     entry = found.take(kind, first)
     if entry is None:
-        rates = _rates(kind, plan)
-        trials = (Trial(base, task, config, plan.training, rate, first, rows=rows) for rate in rates)
-        trial, search = choose(trials, len(rates), plan.search_share, progress)
-        entry = _measure_trial(trial, search, found, probe, progress)
+        leader, search = choose((trial(first, rate) for rate in rates), len(rates), plan.search_share, progress)
+        entry = _measure_run(alone(leader, progress), search, found, probe, progress)
     assert entry.learning_rate is not None
-    for seed in others:
-        if found.take(kind, seed) is None:
-            trial = Trial(base, task, config, plan.training, entry.learning_rate, seed, rows=rows)
-            _measure_trial(trial, entry.search, found, probe, progress)
+    missing = [seed for seed in others if found.take(kind, seed) is None]
+    for run in further(partial(trial, rate=entry.learning_rate), others, missing, len(rates), progress):
+        _measure_run(run, entry.search, found, probe, progress)
 
 
 def _rates(kind: str, plan: Plan) -> list[float]:
@@ -217,13 +220,12 @@ def _rates(kind: str, plan: Plan) -> list[float]:
     return sorted(method_named(kind).learning_rate * factor for factor in plan.rates)
 
 
-def _measure_trial(
-    trial: Trial, search: tuple[SearchPoint, ...], found: Finished, probe: ForgettingProbe, progress: Progress
+def _measure_run(
+    run: Trained, search: tuple[SearchPoint, ...], found: Finished, probe: ForgettingProbe, progress: Progress
 ) -> Entry:
-    """Train to the end, store, and measure what was stored."""
+    """Store what was trained, and measure what was stored."""
+    trial = run.trial
     kind = trial.method.kind
-    with measured() as training_cost:
-        follow(trial.events(), progress, told("seed", progress.lang, method=kind, seed=trial.seed), trial.total_steps)
     trained = sum(p.numel() for p in trial.delta.trainable().values())
     adaptation = trial.adaptation()
     stored = adaptation.save_below(found.out / ADAPTATIONS)
@@ -236,7 +238,8 @@ def _measure_trial(
             "stored_bytes": stored.bytes,
             "train_seconds": last.seconds,
             "train_tokens_per_second": last.tokens / last.seconds,
-            "train_peak_bytes": training_cost.peak_bytes,
+            "train_peak_bytes": run.peak_bytes,
+            "trained_beside": run.beside,
             "adaptation": str(stored.folder),
             "forgetting": probe.rise(adaptation.delta),
             "learning_rate": trial.learning_rate,

@@ -13,7 +13,7 @@ from tritune.evaluate.record import CurvePoint, SearchPoint
 from tritune.progress import Progress
 from tritune.report.told import told
 from tritune.train.state import TrainState
-from tritune.trial import Trial, events_together, follow
+from tritune.trial import Trial, follow, follow_together
 
 
 def choose(trials: Iterator[Trial], n: int, share: float, progress: Progress) -> tuple[Trial, tuple[SearchPoint, ...]]:
@@ -63,18 +63,11 @@ def _at_once(trials: Sequence[Trial], steps: int, progress: Progress) -> Iterato
     def keep(trial: Trial, state: TrainState) -> None:
         states[id(trial)] = state  # lent, as above
 
-    progress.stage(_name(trials, progress), steps * len(trials), "steps")
-    for trial, event in events_together(trials, steps, keep):
-        if isinstance(event, Diverged):
-            states.pop(id(trial), None)
-            _say_diverged(trial, event, progress)
-            continue
-        point = event.point
-        score = trial.latest.dev_score if trial.latest else None
-        speed = point.tokens / point.seconds if point.seconds else None
-        progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
-        if event.kind == "stopped":
-            progress.say(told("stopped_early", progress.lang, name=_name([trial], progress)))
+    names = [_name([trial], progress) for trial in trials]
+    together = follow_together(trials, names, _name(trials, progress), progress, until=steps, save=keep)
+    for trial, error in together:
+        states.pop(id(trial), None)
+        _say_diverged(trial, error, progress)
     for trial in trials:
         yield trial, states.pop(id(trial), None)
 

@@ -146,8 +146,8 @@ class Trial:
         if event.best:
             self.best_step = event.step
 
-    def job(self, until: int, save: Callable[[TrainState], None]) -> Job:
-        """The run from its start to step `until`, to be trained beside others."""
+    def job(self, until: int | None, save: Callable[[TrainState], None] | None) -> Job:
+        """The run from its start to step `until` (None: to its end), to be trained beside others."""
         assert self.resume is None, "a run that was begun goes on alone"
         evaluate = self._evaluate if self.training.evaluations else None
         rows, rate = self._train.encoded, self.learning_rate
@@ -205,15 +205,16 @@ class Trial:
 
 
 def events_together(
-    trials: Sequence[Trial], until: int, save: Callable[[Trial, TrainState], None]
+    trials: Sequence[Trial], *, until: int | None = None, save: Callable[[Trial, TrainState], None] | None = None
 ) -> Iterator[tuple[Trial, Event | Diverged]]:
-    """Train fresh trials of one base to step `until` in one pass over it; one that diverges ends with that error.
+    """Train fresh trials of one base in one pass over it, to step `until` or to their ends; one that diverges ends with
+    that error.
 
     Raises:
         Mismatch: a trial replaces weights of the base.
     """
     base = trials[0].base
-    jobs = [trial.job(until, partial(save, trial)) for trial in trials]
+    jobs = [trial.job(until, partial(save, trial) if save else None) for trial in trials]
     with base.remembering(_seen_again(trials)):
         for i, event in train_together(base, jobs):
             if isinstance(event, Event):
@@ -278,13 +279,45 @@ def follow(events: Iterator[Event], progress: Progress, name: str, until: int) -
         if not seen:
             progress.stage(name, until - event.step + 1, "steps")
         seen.append(event)
-        point = event.point
-        score = point.dev_score if point.dev_score is not None else score
-        speed = point.tokens / point.seconds if point.seconds else None
-        progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
-        if event.kind == "stopped":
-            progress.say(told("stopped_early", progress.lang, name=name))
+        score = event.point.dev_score if event.point.dev_score is not None else score
+        _tell(event, name, score, progress)
     return seen
+
+
+def follow_together(
+    trials: Sequence[Trial],
+    names: Sequence[str],
+    title: str,
+    progress: Progress,
+    *,
+    until: int | None = None,
+    save: Callable[[Trial, TrainState], None] | None = None,
+) -> Iterator[tuple[Trial, Diverged]]:
+    """Run through `events_together` as one stage, telling progress about each; yields those that diverge.
+
+    Args:
+        names: of each, where something is said of one.
+    """
+    steps = [min(trial.total_steps, until or trial.total_steps) for trial in trials]
+    progress.stage(title, sum(steps), "steps")
+    name_of = {id(trial): name for trial, name in zip(trials, names, strict=True)}
+    score_of: dict[int, float] = {}
+    for trial, event in events_together(trials, until=until, save=save):
+        if isinstance(event, Diverged):
+            yield trial, event
+            continue
+        if event.point.dev_score is not None:
+            score_of[id(trial)] = event.point.dev_score
+        _tell(event, name_of[id(trial)], score_of.get(id(trial)), progress)
+
+
+def _tell(event: Event, name: str, score: float | None, progress: Progress) -> None:
+    """`score`: the newest on dev."""
+    point = event.point
+    speed = point.tokens / point.seconds if point.seconds else None
+    progress.advance(event.kind == "step", loss=point.train_loss, dev=score, tokens_per_second=speed)
+    if event.kind == "stopped":
+        progress.say(told("stopped_early", progress.lang, name=name))
 
 
 def data_digests(task: Task) -> dict[str, str]:

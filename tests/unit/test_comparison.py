@@ -26,14 +26,14 @@ from tritune.text.encode import Encoder
 BASE = "qwen3"
 PLAN = Plan(
     methods=("lora", "ptuning"),
-    seeds=(0, 1),
+    seeds=(0, 1, 2),
     shots=2,
     rates=(1.0, 3.0),
     training=Training(epochs=1, batch_tokens=400, evaluations=2),
 )
 #: of the machine, not of the result
 TIMES = {"train_seconds", "train_tokens_per_second", "train_peak_bytes", "eval_peak_bytes", "seconds_per_1000_rows"}
-MEASURED = ["zero-shot-0", "few-shot-0", "lora-0", "lora-1", "ptuning-0", "ptuning-1"]
+MEASURED = ["zero-shot-0", "few-shot-0", *(f"{kind}-{seed}" for kind in PLAN.methods for seed in PLAN.seeds)]
 
 
 def task_of(seed: int = 0) -> Classification:
@@ -74,7 +74,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Any]
     return compare(base_of(BASE), task_of(), PLAN, tmp_path_factory.mktemp("straight"))
 
 
-@pytest.mark.parametrize("measured", [1, 2, 3, 5])
+@pytest.mark.parametrize("measured", [1, 2, 3, 4, 7])
 def test_stopped_anywhere_it_goes_on_to_the_same_figures(
     straight: tuple[Comparison, Any], tmp_path: Path, measured: int
 ) -> None:
@@ -105,6 +105,12 @@ def test_a_finished_comparison_trains_nothing_again_and_may_have_been_moved(
     assert Path(adaptation).parent == tmp_path / "elsewhere" / "adaptations"
 
 
+def test_seeds_after_the_first_share_passes_as_the_rates_did(straight: tuple[Comparison, Any]) -> None:
+    trained = [entry for entry in straight[0].entries if entry.strategy != "prompting"]
+    assert [entry.trained_beside for entry in trained] == [0, 1, 1, 0, 1, 1]
+    assert [entry.train_peak_bytes is None for entry in trained] == [False, True, True, False, True, True]
+
+
 def test_rows_to_learn_from_are_made_into_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of methods, rates and seeds; test rows once more for each answer, as in use."""
     made: Counter[str] = Counter()
@@ -133,7 +139,7 @@ def test_another_comparison_is_refused_with_every_difference(straight: tuple[Com
     out = Path(str(straight[0].entries[-1].adaptation)).parent.parent
     training = PLAN.training.model_copy(update={"epochs": 2.0})
     other = PLAN.model_copy(
-        update={"seeds": (0, 2), "training": training, "configs": {"lora": tt.LoRA(rank=2)}, "methods": ("lora",)}
+        update={"seeds": (0, 3), "training": training, "configs": {"lora": tt.LoRA(rank=2)}, "methods": ("lora",)}
     )
     found = problems_of(out, task_of(seed=1), other, base="llama")
     wanted = {"plan.seeds", "plan.training.epochs", "plan.methods", "configs.lora.rank", "configs.ptuning"}
@@ -154,10 +160,10 @@ def test_what_is_not_whole_is_measured_again(straight: tuple[Comparison, Any], t
     if damage == "adaptation":
         shutil.rmtree(out / "adaptations" / Path(str(straight[0].entries[-1].adaptation)).name)
     else:
-        (out / "examples" / "ptuning-1.jsonl").write_text("")
+        (out / "examples" / "ptuning-2.jsonl").write_text("")
     said = StopsAfter(tmp_path, 99)
     found = compare(base_of(BASE), task_of(), PLAN, out, progress=said)
-    assert "ptuning-1 is not whole" in said.said[0]
+    assert "ptuning-2 is not whole" in said.said[0]
     assert results(found) == results(straight)
 
 

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("exchange",),
     ("finished", "forecast", "pace", "trial"),
     ("composition",),
-    ("search",),
+    ("search", "seeds"),
     ("comparison",),
     ("recipes",),
     ("cli",),

@@ -47,7 +47,8 @@ class Entry(Frozen):
     """One line of a comparison: one method with one seed (or one way of prompting), measured on the test set.
 
     `forgetting`: rise of the loss on general text, in nats per token (`forgetting.ForgettingProbe`); None where the base
-    stays as it is.
+    stays as it is. `trained_beside`: so many runs shared its passes over the base; its seconds are its share of theirs,
+    by tokens, and its memory is not known.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Entry(Frozen):
     learning_rate: float | None = None
     config: Mapping[str, object] = {}
     train_rows: int = 0
+    trained_beside: int = 0
     best_step: int | None = None
     search: tuple[SearchPoint, ...] = ()
     curve: tuple[CurvePoint, ...] = ()

@@ -15,7 +15,8 @@ from tritune.spec import Strategy
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method over its seeds: means of what was measured, peaks the highest.
+    """One method over its seeds: means of what was measured, peaks the highest; what training costs, of the runs that had
+    the base to themselves.
 
     `index` is its place among the baselines or among the methods; plots choose colour and marker by it.
     """
@@ -72,12 +73,18 @@ class Row:
         return max(entry.stored_bytes for entry in self.entries)
 
     @property
+    def _by_themselves(self) -> list[Entry]:
+        """Runs that shared no pass with others: what training costs whoever wants one."""
+        return [entry for entry in self.entries if not entry.trained_beside] or list(self.entries)
+
+    @property
     def train_seconds(self) -> float:
-        return _mean([entry.train_seconds for entry in self.entries])
+        return _mean([entry.train_seconds for entry in self._by_themselves])
 
     @property
     def tokens_per_second(self) -> float | None:
-        known = [entry.train_tokens_per_second for entry in self.entries if entry.train_tokens_per_second is not None]
+        own = [entry.train_tokens_per_second for entry in self._by_themselves]
+        known = [speed for speed in own if speed is not None]
         return _mean(known) if known else None
 
     @property

@@ -67,6 +67,17 @@ def test_forgetting_is_shown_for_what_was_trained(made: Callable[..., Any], lang
     assert cells == ["–", said]
 
 
+def test_what_training_costs_is_told_by_runs_that_had_the_base_to_themselves() -> None:
+    alone = entry("lora", 0.8, train_seconds=50.0, train_tokens_per_second=2.0, train_peak_bytes=7)
+    shared = {"train_seconds": 10.0, "train_tokens_per_second": 10.0, "train_peak_bytes": None, "trained_beside": 1}
+    beside = [entry("lora", 0.6, seed=seed, **shared) for seed in (1, 2)]
+    (row,) = rows(comparison([alone, *beside], {}))
+    assert (row.train_seconds, row.tokens_per_second, row.train_peak_bytes) == (50.0, 2.0, 7)
+    assert row.score == pytest.approx(2 / 3)
+    (row,) = rows(comparison(beside, {}))
+    assert (row.train_seconds, row.tokens_per_second, row.train_peak_bytes) == (10.0, 10.0, None)
+
+
 def test_baselines_come_first_whatever_the_order_of_the_record(made: Callable[..., Any]) -> None:
     found = made(["lora", "zero-shot", "full", "few-shot"]).comparison
     assert [row.method for row in rows(found)] == ["zero-shot", "few-shot", "lora", "full"]
