@@ -2,12 +2,13 @@
 
     python -m benchmarks.cheaper reviews                 short movie reviews, two labels
     python -m benchmarks.cheaper entities --rows FOLDER  kinds of named entities (see studies.py)
+    python -m benchmarks.cheaper ... --only METHOD       the forms of one method by themselves
     python -m benchmarks.cheaper                         only writes results/cheaper.md again from what was found
 
-Virtual tokens behind the text (alone, or starting as words that name the task) against virtual tokens in front of it; LoRA
-in the last third of the layers against LoRA in all. What a cheaper form leaves alone is remembered from pass to pass, so in
-the time of the whole one it makes more passes: as many as its own first run says. Three seeds, each form with a search of
-its own for the learning rate. Knows no torch: `tritune compare` does all the work.
+Virtual tokens behind the text (alone, or starting as words that name the task) against virtual tokens in front of it;
+learned keys and values behind the text against those in front; LoRA in the last third of the layers against LoRA in all.
+What a cheaper form leaves alone is remembered from pass to pass, so in the time of the whole one it makes more passes: as
+many as its own first run says. Three seeds, each form with a search of its own for the learning rate. Knows no torch: `tritune compare` does all the work.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from tritune.tasks.base import Split
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "cheaper.yaml"
-PAGE = HERE / "results" / "cheaper.md"
+RESULTS = HERE / "results"
+PAGE = RESULTS / "cheaper.md"
+METHODS = ("ptuning", "prefix", "lora")
 TEMPLATES = {
     "reviews": {"instruction": "Is the movie review positive or negative?", "context": "{{ text }} =>"},
     "entities": {
@@ -70,6 +73,8 @@ def forms(study: str) -> list[Form]:
             behind | {"start": "text", "text": CUES[study]},
             "prompt in front",
         ),
+        Form("keys and values in front", "prefix"),
+        Form("keys and values behind", "prefix", behind, "keys and values in front"),
         Form("LoRA in all layers", "lora"),
         Form("LoRA in the last 10 layers", "lora", {"top_layers": 10}, "LoRA in all layers"),
     ]
@@ -114,11 +119,13 @@ class Study:
         return {"difference": sign * pair.difference, "low": low, "high": high, "p_by_example": pair.p_by_example}
 
 
-def measure(study: Study) -> Iterator[dict[str, Any]]:
-    """Every form: whole ones once, cheaper ones at equal passes and then at equal time."""
+def measure(study: Study, only: str | None = None) -> Iterator[dict[str, Any]]:
+    """Every form, or those of one method: whole ones once, cheaper ones at equal passes and then at equal time."""
     epochs = float(yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["epochs"])
     whole: dict[str, tuple[Form, float]] = {}
     for form in forms(study.name):
+        if only not in (None, form.method):
+            continue
         found = trained(study.run(form, epochs, PASSES), form.method)
         if form.of is None:
             whole[form.name] = form, seconds_of(found)
@@ -177,8 +184,8 @@ def result(
 
 def page() -> str:
     """All results in words and tables."""
-    studies = [(study, path(study)) for study in SHOWN]
-    parts = [section(study, json.loads(file.read_text("utf-8"))) for study, file in studies if file.exists()]
+    studies = [(study, file) for study in SHOWN for file in sorted(RESULTS.glob(f"cheaper-{study}*.json"))]
+    parts = [section(study, json.loads(file.read_text("utf-8"))) for study, file in studies]
     return "\n".join(["# What cheaper forms cost", "", "Written by `python -m benchmarks.cheaper`.", *parts])
 
 
@@ -210,17 +217,18 @@ def section(study: str, document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def path(study: str) -> Path:
-    return HERE / "results" / f"cheaper-{study}.json"
+def path(study: str, only: str | None) -> Path:
+    return RESULTS / f"cheaper-{study}{f'-{only}' if only else ''}.json"
 
 
 def main() -> None:
-    if given := asked("cheaper", __doc__):
+    if given := asked("cheaper", __doc__, METHODS):
         commit = machine.commit()
         with tempfile.TemporaryDirectory() as scratch:
             study = Study(given.study, write(Path(scratch), given.rows), given.out)
-            found = list(measure(study))
-            dtype = study.run(forms(given.study)[0], 0, PASSES)["base"]["dtype"]
+            found = list(measure(study, given.only))
+            first = next(form for form in forms(given.study) if given.only in (None, form.method))
+            dtype = study.run(first, 0, PASSES)["base"]["dtype"]
         document = {
             "command": given.command,
             "commit": commit,
@@ -228,7 +236,9 @@ def main() -> None:
             "dtype": dtype,
             "found": found,
         }
-        path(given.study).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path(given.study, given.only).write_text(
+            json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -70,6 +70,7 @@ class Work:
         supervised: s, of all rows together.
         added: operations a forward pass gains per token by the adapters (2A).
         virtual: m, computed once per step.
+        keys: so many more are given, and computed by nobody; every token of a row sees them (cached: every computed one).
         encoder: weights of what makes the virtual tokens, run over the m of them.
         cached: the virtual tokens stand behind the text, whose keys and values are there already: each row has its own
             m, and computes nothing but these and its answer.
@@ -79,6 +80,7 @@ class Work:
     supervised: int
     added: int = 0
     virtual: int = 0
+    keys: int = 0
     encoder: int = 0
     cached: bool = False
 
@@ -95,14 +97,15 @@ class Work:
         """Pairs of a token and one that it sees, itself included. Cached: as if all answers were of one length."""
         m = self.virtual
         if not self.cached:
-            return sum(T * (T + 1) // 2 + T * m for T in self.lengths) + m * (m + 1) // 2
+            return sum(T * (T + 1) // 2 + T * (m + self.keys) for T in self.lengths) + m * (m + 1) // 2
         answer = self.supervised / len(self.lengths) - 1
         own = m + answer
-        return round(sum(own * (T - answer) + own * (own + 1) / 2 for T in self.lengths))
+        return round(sum(own * (T - answer + self.keys) + own * (own + 1) / 2 for T in self.lengths))
 
 
-def below(shape: Shape, kind: str) -> int:
+def below(shape: Shape, kind: str, work: Work) -> int:
     """Weights of the trunk through which no gradient has to flow on to their inputs, because nothing trains there or earlier.
+    Virtual tokens that are computed enter below everything.
 
     Raises:
         KeyError: a method nobody has counted yet.
@@ -111,7 +114,7 @@ def below(shape: Shape, kind: str) -> int:
         "full": 0,  # the embedding trains too
         "lora": shape.qkv,
         "ia3": shape.qkv,
-        "prefix": shape.qkv,
+        "prefix": 0 if work.virtual else shape.qkv,
         "bottleneck": shape.layer,  # the first one stands behind the first feed-forward
         "ptuning": 0,  # the prompt enters below everything
     }
@@ -131,7 +134,7 @@ def step(shape: Shape, kind: str, work: Work) -> int:
     """
     tokens = work.tokens
     forward = 2 * shape.trunk * tokens
-    to_inputs = 2 * (shape.trunk - below(shape, kind)) * tokens
+    to_inputs = 2 * (shape.trunk - below(shape, kind, work)) * tokens
     to_weights = 2 * shape.trunk * tokens if kind == "full" else 0
     head = (6 if kind == "full" else 4) * shape.head * work.supervised
     adapters = 3 * work.added * tokens

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import flops
 from benchmarks.machine import matrix_rates
+from benchmarks.ours import beside
 from benchmarks.protocol import Row
 from benchmarks.records import Records, say
 from benchmarks.rows import synthetic
@@ -100,11 +101,13 @@ class Subject:
         self.optimizer = AdamW(self.delta.trainable(), rests=self.delta.rests())
         self.learning_rate = made.learning_rate
         self.supervised = sum(len(row.target) for row in rows)
+        virtual, keys = beside(self.delta)
         work = flops.Work(
             lengths=[row.n_trained for row in rows],
             supervised=self.supervised,
             added=made.budget(config, base).added_flops,
-            virtual=made.virtual_tokens(config),
+            virtual=virtual,
+            keys=keys,
         )
         self.flops = flops.step(flops.Shape.of(base.config.to_dict()), self.kind, work)
 

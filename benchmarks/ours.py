@@ -19,8 +19,10 @@ from benchmarks.protocol import Spec, read_rows
 from benchmarks.worker import Clock, work
 from tritune.evaluate.answer import choice_log_likelihoods
 from tritune.methods import method
+from tritune.methods.base import Delta
 from tritune.models.dtype import Dtype
 from tritune.models.load import load_base
+from tritune.models.past import Virtual
 from tritune.models.pretrained import Base
 from tritune.text.encode import Encoded
 from tritune.text.pack import training_batch
@@ -64,7 +66,7 @@ def training(spec: Spec, clock: Clock, base: Base) -> Callable[[], None]:
     parameters = dict(delta.trainable())
     optimizer = AdamW(parameters, rests=delta.rests())
     passes = Passes(delta, rows, [row.n_trained for row in rows], spec.setup.batch)
-    clock.flops = _flops(spec, base, rows)
+    clock.flops = _flops(spec, base, rows, delta)
 
     texts = {row.context: (row.target[:-1],) for row in rows}
 
@@ -90,11 +92,19 @@ def _backward(base: Base, rows: list[Encoded], supervised: int) -> float:
     return loss.item()
 
 
-def _flops(spec: Spec, base: Base, rows: list[Encoded]) -> list[int]:
+def beside(delta: Delta) -> tuple[int, int]:
+    """Virtual tokens that pass through the layers, and those whose keys and values are given."""
+    with torch.no_grad():
+        lengths = Virtual(delta.segments()).lengths
+    totals = {kind: sum(of_slots.values()) for kind, of_slots in lengths.items()}
+    return totals["front"] + totals["behind"], totals["deep"] + totals["deep_behind"]
+
+
+def _flops(spec: Spec, base: Base, rows: list[Encoded], delta: Delta) -> list[int]:
     found = method(spec.method)
     config = found.Config(**spec.config)
     budget = found.budget(config, base)
-    virtual = found.virtual_tokens(config)
+    virtual, keys = beside(delta)
     shape = flops.Shape.of(base.config.to_dict())
     return [
         flops.step(
@@ -105,6 +115,7 @@ def _flops(spec: Spec, base: Base, rows: list[Encoded]) -> list[int]:
                 supervised=sum(len(rows[i].target) for i in members),
                 added=budget.added_flops,
                 virtual=virtual,
+                keys=keys,
                 encoder=budget.trained - budget.stored if virtual else 0,
                 cached=spec.again,
             ),

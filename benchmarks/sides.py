@@ -46,6 +46,8 @@ _SUBJECTS = {
     "full": Subject("full", {}, formats=("float32", "autocast"), step=1024),
     "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
     "ptuning-suffix-cached": Subject("ptuning", {"tokens": 20, "start": "random", "placement": "suffix"}, again=True),
+    # what passes through the layers is one token a row, so steps of 1,024 are small ones
+    "prefix-suffix-cached": Subject("prefix", {"tokens": 20, "placement": "suffix"}, again=True, step=1024),
     "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
     "prefix": Subject("prefix", {"tokens": 20}),
     "ia3": Subject("ia3", {}),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,20 +28,22 @@ Row = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What was typed: rows by split, where to work, and the command as a page shows it."""
+    """What was typed: rows by split, where to work, the command as a page shows it, which part of the study (None: all)."""
 
     study: str
     rows: Mapping[Split, Iterable[Row]]
     out: Path
     command: str
+    only: str | None = None
 
 
-def asked(benchmark: str, doc: str | None) -> Asked | None:
-    """The arguments of a benchmark by its name; None: no study is to be run."""
+def asked(benchmark: str, doc: str | None, parts: Sequence[str] = ()) -> Asked | None:
+    """The arguments of a benchmark by its name; None: no study is to be run. `parts`: those that can be run by themselves."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", choices=SHOWN)
     parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
     parser.add_argument("--out", type=Path, help=f"folder of what is compared (default: runs/{benchmark}-STUDY)")
+    parser.add_argument("--only", choices=parts, metavar="NAME", help=f"a part by itself: {', '.join(parts) or 'none'}")
     options = parser.parse_args()
     study = options.study
     if study is None:
@@ -50,7 +52,8 @@ def asked(benchmark: str, doc: str | None) -> Asked | None:
         parser.error("'entities' needs --rows FOLDER")
     rows = {split: reviews(split) if study == "reviews" else entities(options.rows, split) for split in Split}
     command = f"python -m benchmarks.{benchmark} {study}{' --rows FOLDER' if study == 'entities' else ''}"
-    return Asked(study, rows, options.out or Path(f"runs/{benchmark}-{study}"), command)
+    command += f" --only {options.only}" if options.only else ""
+    return Asked(study, rows, options.out or Path(f"runs/{benchmark}-{study}"), command, options.only)
 
 
 def reviews(split: Split) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tritune.models.base import Batch, Span
 from tritune.models.fast import StandIn
@@ -87,6 +87,23 @@ def logits_beside(
     return model(inputs_embeds=inputs[None], use_cache=False).logits[0, -1 - len(answer) :]
 
 
+def logits_behind_keys(
+    model: PreTrainedModel, text: Sequence[int], answer: Sequence[int], layers_n2PKd: Tensor, cues_CD: Tensor
+) -> Tensor:
+    """(1 + n, V) as above, of a model without windows: the text goes first, and what follows it (cues, then the answer) finds
+    given keys and values beside the text's own in transformers' cache."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([list(text)]), past_key_values=cache, use_cache=True)
+    for layer, (keys, values) in zip(cache.layers, layers_n2PKd.transpose(-2, -3), strict=True):
+        layer.keys = torch.cat([layer.keys, keys[None]], -2)
+        layer.values = torch.cat([layer.values, values[None]], -2)
+    answer_ND = model.get_input_embeddings()(torch.tensor(list(answer), dtype=torch.long))
+    inputs = torch.cat([cues_CD, answer_ND])
+    positions = len(text) + torch.arange(len(inputs))
+    output = model(inputs_embeds=inputs[None], past_key_values=cache, position_ids=positions[None])
+    return output.logits[0, -1 - len(answer) :]
+
+
 def rows_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     """Random rows of token ids, special ids left out."""
     generator = torch.Generator().manual_seed(seed)
@@ -117,14 +134,17 @@ def stock_log_likelihood(
     return total
 
 
-def positions(spans: Sequence[Span]) -> list[int]:
-    """Position of every packed token: it counts on from the end of the span's last parent."""
-    return [sum(spans[p].length for p in span.parents) + i for span in spans for i in range(span.length)]
+def positions(spans: Sequence[Span], unplaced: int = 0) -> list[int]:
+    """Position of every packed token: it counts on from the end of the span's last parent. So many of the first spans take no
+    positions, and lie ahead of all rows."""
+    first = [sum(spans[p].length for p in span.parents if p >= unplaced) for span in spans]
+    first[:unplaced] = [-span.length for span in spans[:unplaced]]
+    return [at + i for span, at in zip(spans, first, strict=True) for i in range(span.length)]
 
 
-def visible(spans: Sequence[Span], window: int | None = None) -> list[set[int]]:
+def visible(spans: Sequence[Span], window: int | None = None, unplaced: int = 0) -> list[set[int]]:
     """Which packed tokens each packed token may see: its own span up to itself, and all of the span's parents."""
-    position = positions(spans)
+    position = positions(spans, unplaced)
     seen = []
     for span in spans:
         for n in range(span.start, span.start + span.length):

@@ -108,11 +108,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class DeepSegment:
-    """Keys and values in front of every row of one adaptation, for every layer. They take P positions, and are what
-    attention sees there: no positions are applied to them."""
+    """Keys and values beside every row of one adaptation, for every layer. They are what attention sees there: no positions
+    are applied to them.
+
+    In front, all of a row sees them, and they take P positions. Behind its text only what follows the text does: first of
+    all the virtual tokens of a `Segment` behind it, of which at least one has to be there, since the end of the text no
+    longer says what comes next. They take no positions; to a sliding window they lie ahead of the row.
+    """
 
     layers_n2PKd: Tensor
     slot: int | None = None  # None: of every row
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,8 @@ class Edits(Protocol):
         ...
 
     def segments(self) -> Sequence[Segment | DeepSegment]:
-        """Virtual tokens: per slot at most one segment in front, of either kind, and one behind the text. Called once per
-        forward pass, inside the autograd graph."""
+        """Virtual tokens: per slot at most one segment in front, of either kind, and behind the text one or, with keys and
+        values there, one of each. Called once per forward pass, inside the autograd graph."""
         ...
 
     def enter(self, site: Site, x_ND: Tensor, slot_N: Tensor | None) -> Tensor:

@@ -111,6 +111,7 @@ def build(
     *,
     behind: Lengths = MappingProxyType({}),
     deep: Lengths = MappingProxyType({}),
+    deep_behind: Lengths = MappingProxyType({}),
     texts_given: bool = False,
     round_number: bool = False,
     varlen: bool | None = None,
@@ -121,13 +122,14 @@ def build(
     Args:
         front: segments in front of rows, in the order they are packed.
         behind: segments behind every text.
-        deep: segments in front of rows whose keys and values are given. These come first in the past.
+        deep, deep_behind: segments whose keys and values are given, in front of rows and behind texts. They come first in
+            the past, in this order.
         texts_given: keys and values of the rows' texts are given too, those of `text_batch(batch)` in that order.
         round_number: compute a round number of tokens, the last of which may be nobody's (`round_numbers.py`).
         varlen: also as the kernel of a GPU wants it; None: where there is one.
         grouped: False: as that kernel wants it alone.
     """
-    pieces = pieces_of(batch, front, behind, deep, texts_given)
+    pieces = pieces_of(batch, front, behind, deep, deep_behind, texts_given)
     n_front = sum(front.values())
     n_behind = sum(rows * behind[slot] for slot, rows in rows_behind(batch, behind).items())
     n_filling = missing(sum(piece.length for piece in pieces if not piece.given)) if round_number else 0
@@ -137,12 +139,7 @@ def build(
     n_given = sum(piece.length for piece in pieces if piece.given)
     past = [sum(spans[p].length for p in span.parents) for span in spans]
     computed = [i for i, piece in enumerate(pieces) if not piece.given]
-    positions = torch.cat(
-        [
-            torch.arange(past[i], past[i] + spans[i].length)
-            for i in sorted(range(len(spans)), key=lambda i: spans[i].start)
-        ]
-    )
+    positions = _positions(pieces, spans)
     groups, order = [], [torch.empty(0, dtype=torch.long)]
     for members in _grouped(spans, past, computed) if grouped else ():
         group = _group(spans, members, positions, n_given)
@@ -168,6 +165,16 @@ def build(
         rows=rows_of(spans, computed, device) if (device.type == "cuda" if varlen is None else varlen) else None,
         n_filling=n_filling,
     )
+
+
+def _positions(pieces: Sequence[Piece], spans: Sequence[Span]) -> Tensor:
+    """Of all keys (M): they count from the first one that takes a position of its row; others lie ahead of all rows."""
+    first = [
+        sum(pieces[p].length for p in piece.parents if pieces[p].placed) if piece.placed else -piece.length
+        for piece in pieces
+    ]
+    in_order = sorted(range(len(spans)), key=lambda i: spans[i].start)
+    return torch.cat([torch.arange(first[i], first[i] + spans[i].length) for i in in_order])
 
 
 def _runs(computed: Sequence[Piece]) -> dict[int, tuple[slice, ...]]:

@@ -8,7 +8,7 @@ no method. Shapes: n layers, M given keys, N packed tokens, P virtual tokens, K 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +28,14 @@ class Past(Protocol):
 
 
 class Given:
-    """The keys and values themselves, (n, 2, M, K, d)."""
+    """The keys and values themselves, one behind the other: each (n, 2, M, K, d)."""
 
-    def __init__(self, layers_n2MKd: Tensor) -> None:
-        self._layers = layers_n2MKd.unbind(0)
+    def __init__(self, *given_n2MKd: Tensor) -> None:
+        self._given = tuple(layers.unbind(0) for layers in given_n2MKd)
 
     def joined(self, layer: int, k_NKd: Tensor, v_NKd: Tensor) -> tuple[Tensor, Tensor]:
-        k_MKd, v_MKd = self._layers[layer].to(k_NKd.dtype).unbind(0)
-        return torch.cat([k_MKd, k_NKd]), torch.cat([v_MKd, v_NKd])
+        given = [layers[layer].to(k_NKd.dtype) for layers in self._given]
+        return torch.cat([*(kv[0] for kv in given), k_NKd]), torch.cat([*(kv[1] for kv in given), v_NKd])
 
 
 class Recorded:
@@ -59,8 +59,10 @@ class Virtual:
         shallow = [s for s in segments if isinstance(s, Segment)]
         self._front = {s.slot: s.embeddings_PD for s in shallow if not s.behind}
         self._behind = {s.slot: s.embeddings_PD for s in shallow if s.behind}
-        self._deep = {s.slot: s.layers_n2PKd for s in segments if isinstance(s, DeepSegment)}
-        count = len(self._front) + len(self._behind) + len(self._deep)
+        deep = [s for s in segments if isinstance(s, DeepSegment)]
+        self._deep = {s.slot: s.layers_n2PKd for s in deep if not s.behind}
+        self._deep_behind = {s.slot: s.layers_n2PKd for s in deep if s.behind}
+        count = len(self._front) + len(self._behind) + len(self._deep) + len(self._deep_behind)
         assert count == len(segments), "two segments for one slot at one place"
 
     @property
@@ -74,6 +76,15 @@ class Virtual:
     @property
     def deep(self) -> dict[int | None, int]:
         return {slot: layers.shape[2] for slot, layers in self._deep.items()}
+
+    @property
+    def deep_behind(self) -> dict[int | None, int]:
+        return {slot: layers.shape[2] for slot, layers in self._deep_behind.items()}
+
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """All of them, as `layout.build` takes them: by slot, one for each kind."""
+        return {"front": self.front, "behind": self.behind, "deep": self.deep, "deep_behind": self.deep_behind}
 
     @property
     def none(self) -> bool:
@@ -99,7 +110,5 @@ class Virtual:
 
     def past(self, texts_n2MKd: Tensor | None = None) -> Past | None:
         """Deep segments, then given texts; None: there are neither."""
-        given = [*self._deep.values(), *([] if texts_n2MKd is None else [texts_n2MKd])]
-        if not given:
-            return None
-        return Given(given[0] if len(given) == 1 else torch.cat(given, 2))
+        given = [*self._deep.values(), *self._deep_behind.values(), *([] if texts_n2MKd is None else [texts_n2MKd])]
+        return Given(*given) if given else None

@@ -52,6 +52,7 @@ class Piece:
     slot: int
     source: tuple[tuple[int, int], ...] = ()
     given: bool = False
+    placed: bool = True  # takes positions of the rows that see it
     end: tuple[int, int] | None = None  # last token of the text before it, and the last virtual one that answers for it
 
 
@@ -60,17 +61,20 @@ def pieces_of(
     front: Lengths,
     behind: Lengths,
     deep: Lengths,
+    deep_behind: Lengths,
     texts_given: bool,
 ) -> list[Piece]:
     """Segments in front, then the batch's spans, each behind its own slot's segment. A span whose text has virtual tokens
     behind it becomes two: the text, and what follows."""
-    _check_slots(batch, front, behind, deep)
+    _check_slots(batch, front, behind, deep, deep_behind)
     pieces: list[Piece] = []
     first: dict[int | None, int] = {}
+    keys_behind: dict[int | None, int] = {}
     at = 0
-    for slot, length in deep.items():
-        first[slot] = len(pieces)
-        pieces.append(Piece(length, (), _number(slot), given=True))
+    for place, lengths in ((first, deep), (keys_behind, deep_behind)):
+        for slot, length in lengths.items():
+            place[slot] = len(pieces)
+            pieces.append(Piece(length, (), _number(slot), given=True, placed=place is first))
     for slot, length in front.items():
         first[slot] = len(pieces)
         pieces.append(Piece(length, (), _number(slot), ((at, length),)))
@@ -80,8 +84,10 @@ def pieces_of(
     became: list[tuple[int, ...]] = []
     for i, span in enumerate(batch.spans):
         own = None if batch.slots is None else batch.slots[i]
-        mine = first.get(own, first.get(None))
-        parents = (*(() if mine is None else (mine,)), *(q for p in span.parents for q in became[p]))
+        parents = (*_of(own, first), *(q for p in span.parents for q in became[p]))
+        keys = _of(own, keys_behind)
+        if any(batch.spans[p].text is not None for p in span.parents):
+            parents = (*keys, *parents)
         key = own if own in behind else None
         P = behind.get(key, 0)
         start = at + span.start
@@ -94,13 +100,19 @@ def pieces_of(
         follows = tuple((run, n) for run, n in runs if n)
         if follows:
             end = (span.start + span.text - 1, runs[0][0] + P - 1) if P else None
-            became[-1] = (len(pieces) - 1, len(pieces))
-            pieces.append(
-                Piece(sum(n for _, n in follows), (*parents, len(pieces) - 1), _number(own), follows, end=end)
-            )
+            text = len(pieces) - 1
+            became[-1] = (text, len(pieces))
+            n = sum(n for _, n in follows)
+            pieces.append(Piece(n, (*keys, *parents, text), _number(own), follows, end=end))
         if P:
             next_behind[key] += P
     return pieces
+
+
+def _of(slot: int | None, places: Mapping[int | None, int]) -> tuple[int, ...]:
+    """Where a slot's segment is, or every row's."""
+    place = places.get(slot, places.get(None))
+    return () if place is None else (place,)
 
 
 def filling(pieces: Sequence[Piece], n: int, start: int) -> list[Piece]:
@@ -117,12 +129,13 @@ def filling(pieces: Sequence[Piece], n: int, start: int) -> list[Piece]:
 
 def _check_slots(batch: Batch, *kinds: Lengths) -> None:
     """No segment may go unseen by the rows it is meant for."""
-    front, behind, deep = kinds
+    front, behind, deep, deep_behind = kinds
     every = set().union(*kinds)
     if every - {None}:
         assert batch.slots is not None, "segments of slots need a batch with slots: its rows would see none of them"
         assert None not in every, "a segment for every row beside segments of slots: which comes first is not said"
     assert not set(front) & set(deep), "two segments in front for one slot"
+    assert set(deep_behind) <= set(behind), "keys and values behind texts, and no virtual token there to see them"
     _check_texts(batch, behind)
 
 

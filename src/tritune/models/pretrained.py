@@ -285,7 +285,7 @@ class Base:
         _check_slots(batch, edits)
         weights = dict(edits.weights())
         virtual = Virtual(edits.segments())
-        lay_out = partial(self._laid_out, batch, front=virtual.front, behind=virtual.behind, deep=virtual.deep)
+        lay_out = partial(self._laid_out, batch, **virtual.lengths)
         pays = torch.is_grad_enabled() or self._texts is not None
         texts_stand = pays and virtual.texts_stand(edits)
         layout = lay_out(texts_given=texts_stand)
@@ -346,8 +346,7 @@ class Base:
     def prepared(self, batch: Batch, at_K: Tensor, labels_K: Tensor, virtual: Virtual) -> Prepared:
         """What `loss_of` reads, still in the processor's memory. Of `virtual`, what is bound puts beside rows, only lengths
         matter."""
-        segments: dict[str, Any] = {"behind": virtual.behind, "deep": virtual.deep}
-        layout = build(batch, virtual.front, **segments, varlen=True, grouped=False)
+        layout = build(batch, **virtual.lengths, varlen=True, grouped=False)
         assert layout.rows is not None
         layout = replace(layout, rows=layout.rows.rounded())
         return Prepared(batch.tokens_N, layout, layout.asked[at_K], labels_K)

@@ -112,6 +112,14 @@ def test_behind_remembered_texts_only_prompts_and_answers_are_computed(shape: Sh
     assert longer - one == 4 * shape.trunk + 4 * shape.head + seeing // 60 * (5 * 9 + 15 + 9 + 6 - 60)
 
 
+def test_given_keys_are_seen_and_not_computed(shape: Shape) -> None:
+    pair = 3 * 4 * shape.layers * shape.heads * shape.head_dim
+    bare = step(shape, "prefix", Work([9], 1))
+    assert step(shape, "prefix", Work([9], 1, keys=5)) - bare == pair * 9 * 5
+    behind = step(shape, "prefix", Work([9], 1, virtual=1, keys=5, cached=True))
+    assert behind == 4 * shape.trunk + 4 * shape.head + pair * (9 + 5 + 1)
+
+
 def test_an_uncounted_method_is_refused(shape: Shape) -> None:
     with pytest.raises(KeyError, match="unheard-of"):
         step(shape, "unheard-of", Work([3], 1))

@@ -158,16 +158,23 @@ class WrittenOut:
 
 
 def written_out(
-    spans: tuple[Span, ...], slots: tuple[int, ...], front: dict[int, int], behind: dict[int, int]
+    spans: tuple[Span, ...],
+    slots: tuple[int, ...],
+    front: dict[int, int],
+    behind: dict[int, int],
+    keys_behind: dict[int, int] | None = None,
 ) -> WrittenOut:
     out = WrittenOut([], {}, {}, set())
-    first, became, at = {}, [], 0
-    for slot, P in front.items():
-        first[slot] = (len(out.spans),)
-        out.spans.append(Span(at, P))
-        at += P
+    first, keys, became, at = {}, {}, [], 0
+    for place, lengths in ((keys, keys_behind or {}), (first, front)):
+        for slot, P in lengths.items():
+            place[slot] = (len(out.spans),)
+            out.spans.append(Span(at, P))
+            at += P
     for span, slot in zip(spans, slots, strict=True):
         parents = (*first.get(slot, ()), *(q for p in span.parents for q in became[p]))
+        if any(spans[p].text for p in span.parents):
+            parents = (*keys.get(slot, ()), *parents)
         P, cut = behind.get(slot, 0), span.text or span.length
         virtual = P if span.text else 0
         out.token |= {span.start + i: at + i + (virtual if i >= cut else 0) for i in range(span.length)}
@@ -180,8 +187,10 @@ def written_out(
         became.append((len(out.spans),))
         out.spans.append(Span(at, cut, parents))
         if span.length + virtual > cut:
-            became[-1] = (len(out.spans) - 1, len(out.spans))
-            out.spans.append(Span(at + cut, span.length + virtual - cut, (*parents, len(out.spans) - 1)))
+            text = len(out.spans) - 1
+            became[-1] = (text, len(out.spans))
+            seen = (*keys.get(slot, ()), *parents, text)
+            out.spans.append(Span(at + cut, span.length + virtual - cut, seen))
         at += span.length + virtual
     return out
 
@@ -227,6 +236,31 @@ def test_given_texts_are_seen_as_if_they_were_computed(
     assert oracles.positions(text.spans) == [oracles.positions(whole.spans)[i] for i in sorted(whole.text)]
 
 
+@settings(max_examples=60, deadline=None)
+@given(texts(), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.one_of(st.none(), st.integers(1, 30)))
+def test_keys_behind_a_text_are_seen_by_what_follows_it_alone(
+    drawn: tuple[tuple[Span, ...], tuple[int, ...]], cues: int, keys: int, texts_given: bool, window: int | None
+) -> None:
+    """Slot 0 has them and slot 1 has other virtual tokens there, whether texts are computed or given too."""
+    spans, slots = drawn
+    there = [s for s in (0, 1) if any(sp.text for sp, own in zip(spans, slots, strict=True) if own == s)]
+    behind, deep = {s: cues + s for s in there}, {s: keys for s in there if s == 0}
+    whole = written_out(spans, slots, {}, behind, deep)
+    n, n_keys = sum(span.length for span in whole.spans), sum(deep.values())
+    given_ = [*range(n_keys), *(sorted(whole.text) if texts_given else ())]
+    computed = [i for i in range(n) if i not in set(given_)]
+    if not computed:
+        return
+    layout = build(batch_of(spans, slots), {}, CPU, behind=behind, deep_behind=deep, texts_given=texts_given)
+    order = [*given_, *computed]
+    assert layout.positions_N.tolist() == [oracles.positions(whole.spans, len(deep))[i] for i in computed]
+    seen = oracles.visible(whole.spans, window, len(deep))
+    assert relation(layout, window, len(given_)) == [{order.index(key) for key in seen[i]} for i in computed]
+    for i, packed in enumerate(layout.asked.tolist()):
+        wanted = whole.answers_for.get(i, whole.token[i])
+        assert packed == (computed.index(wanted) if wanted in computed else -1)
+
+
 @settings(max_examples=40, deadline=None)
 @given(spans=forests(), given=st.integers(1, 9), window=st.one_of(st.none(), st.integers(1, 30)))
 def test_given_keys_in_front_are_a_first_parent_of_every_span(
@@ -247,6 +281,8 @@ def test_a_segment_behind_texts_that_no_span_marks_is_refused() -> None:
         build(batch_of((Span(0, 3, text=3), Span(3, 2, (0,), text=1))), {}, CPU, behind={None: 2})
     with pytest.raises(AssertionError, match="inside its span"):
         build(batch_of((Span(0, 3, text=4),)), {}, CPU, behind={None: 2})
+    with pytest.raises(AssertionError, match="no virtual token there"):
+        build(batch_of((Span(0, 3, text=3),)), {}, CPU, deep_behind={None: 2})
 
 
 @settings(max_examples=40, deadline=None)

@@ -75,11 +75,16 @@ def segments_of(kind: str, base: Base) -> tuple[Segment | DeepSegment, ...]:
     n, heads, width = base.cache_shape
     prompt_PD = torch.randn(4, base.d_embedding, requires_grad=True)
     deep = torch.randn(n, 2, 4, heads, width, requires_grad=True)
-    kinds = {"bare": (), "front": (Segment(prompt_PD),), "behind": (Segment(prompt_PD, behind=True),)}
-    return kinds.get(kind, (DeepSegment(deep),))
+    kinds: dict[str, tuple[Segment | DeepSegment, ...]] = {
+        "bare": (),
+        "front": (Segment(prompt_PD),),
+        "behind": (Segment(prompt_PD, behind=True),),
+    }
+    kinds |= {"deep": (DeepSegment(deep),), "deep-behind": (DeepSegment(deep, behind=True), *kinds["behind"])}
+    return kinds[kind]
 
 
-@pytest.mark.parametrize("kind", ["bare", "front", "behind", "deep"])
+@pytest.mark.parametrize("kind", ["bare", "front", "behind", "deep", "deep-behind"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_spans_are_plain_causal_rows(family: str, kind: str, request: pytest.FixtureRequest) -> None:
     base = tiny_base(family)

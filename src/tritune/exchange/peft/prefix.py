@@ -32,6 +32,12 @@ class PrefixCodec(Codec):
     def encode(self, adaptation: Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]]:
         given = adaptation.config
         assert isinstance(given, Prefix)
+        Mismatch.check(
+            "PEFT cannot hold this prefix.",
+            [Problem("placement", f"'{given.placement}'; PEFT's keys and values stand in front of the text")]
+            if given.placement != "prefix"
+            else [],
+        )
         n, _, P, K, d = given.shape(adaptation.base)
         config = {
             "encoder_hidden_size": K * d,
