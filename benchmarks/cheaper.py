@@ -8,7 +8,8 @@
 Virtual tokens behind the text (alone, or starting as words that name the task) against virtual tokens in front of it;
 learned keys and values behind the text against those in front; LoRA in the last third of the layers against LoRA in all.
 What a cheaper form leaves alone is remembered from pass to pass, so in the time of the whole one it makes more passes: as
-many as its own first run says. Three seeds, each form with a search of its own for the learning rate. Knows no torch: `tritune compare` does all the work.
+many as its own first run says. Three seeds, each form with a search of its own for the learning rate. Knows no torch:
+`tritune compare` does all the work.
 """
 
 from __future__ import annotations

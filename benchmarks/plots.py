@@ -62,9 +62,7 @@ def training(found: Iterable[Mapping[str, Any]]) -> Figure:
             color=(COLOURS[0], COLOURS[7], GREYS[1], GREYS[2])[list(SIDES).index(side)],
             error_kw={"elinewidth": 0.8},
         )
-    axes.set_xticks(
-        range(len(rates)), [name.replace("ptuning-suffix-cached", "ptuning,\nsuffix, cached") for name in rates]
-    )
+    axes.set_xticks(range(len(rates)), [name.replace("-suffix-cached", ",\nsuffix, cached") for name in rates])
     axes.set_ylabel("real tokens per second")
     axes.grid(visible=False, axis="x")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(sides))  # above: no bar lies beneath

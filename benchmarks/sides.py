@@ -28,13 +28,15 @@ class Subject:
     """One line of the table: a method of tritune's as it is measured, both sides with the same sizes.
 
     `again`: timed from the second pass over the rows on, with what the first one left behind (tritune's side).
-    `formats`: those that the search tries for the peer. `step`: tokens of tritune's own; what the package takes unless told
-    otherwise, and 1,024 where the use of the machine is to be told for such steps."""
+    `formats`: those that the search tries for the peer. `against`: another line, whose best peer this one is held against
+    too, because no peer has anything like it. `step`: tokens of tritune's own; what the package takes unless told otherwise,
+    and 1,024 where the use of the machine is to be told for such steps."""
 
     kind: str
     config: Mapping[str, float | str]
     again: bool = False
     formats: tuple[str, ...] = ("float32", "bfloat16")
+    against: str | None = None
     step: int = Training().batch_tokens
 
 
@@ -47,7 +49,9 @@ _SUBJECTS = {
     "ptuning": Subject("ptuning", {"tokens": 20, "start": "random"}),
     "ptuning-suffix-cached": Subject("ptuning", {"tokens": 20, "start": "random", "placement": "suffix"}, again=True),
     # what passes through the layers is one token a row, so steps of 1,024 are small ones
-    "prefix-suffix-cached": Subject("prefix", {"tokens": 20, "placement": "suffix"}, again=True, step=1024),
+    "prefix-suffix-cached": Subject(
+        "prefix", {"tokens": 20, "placement": "suffix"}, again=True, against="ptuning", step=1024
+    ),
     "bottleneck": Subject("bottleneck", {"reduction_factor": 16.0}),
     "prefix": Subject("prefix", {"tokens": 20}),
     "ia3": Subject("ia3", {}),

@@ -70,15 +70,31 @@ def _ratio(of: Mapping[str, float], role: str, other: str) -> float | None:
 
 
 def assemble(
-    found: Iterable[Measurement], several: Mapping[str, float] | None = None
+    found: Iterable[Measurement],
+    several: Mapping[str, float] | None = None,
+    also: Mapping[str, str] | None = None,
 ) -> dict[str, Mapping[str, float | None] | None]:
-    """The whole object. A method that was not measured, or does not exist yet, is null."""
+    """The whole object. A method that was not measured, or does not exist yet, is null.
+
+    Args:
+        also: methods that are held against the best peer of another one as well, and which that is.
+    """
     measurements = list(found)
     names = [*TRAINED, *sorted({m.method for m in measurements} - set(TRAINED))]
     lines: dict[str, Mapping[str, float | None] | None] = {
         name: line([m for m in measurements if m.method == name]) for name in names
     }
+    for name, other in (also or {}).items():
+        if own := lines.get(name):
+            lines[name] = {**own, f"vs_best_{other}": _against(measurements, name, other)}
     return {**lines, SEVERAL: several}
+
+
+def _against(found: Sequence[Measurement], name: str, other: str) -> float | None:
+    """Tokens/s of a method's own steps by those of another one's best peer."""
+    own = [m.rate for m in found if (m.method, m.role) == (name, "ours")]
+    peer = [m.rate for m in found if (m.method, m.role) == (other, "best")]
+    return _rounded(median(own) / median(peer)) if own and peer else None
 
 
 def _rounded(value: float) -> float:

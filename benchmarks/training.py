@@ -142,7 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batch-tokens",
         type=int,
-        help="tokens of one of tritune's steps, about (its own 512; for lora and full 1,024)",
+        help="tokens of one of tritune's steps, about (its own 512; for lora, full and prefix-suffix-cached 1,024)",
     )
     parser.add_argument("--minutes", type=float, help="leave out methods that would not end before this")
     parser.add_argument("--threads", type=int)
@@ -221,7 +221,8 @@ def main() -> None:
             longest = max(longest, time.monotonic() - begin)
             say(f"{name} took {time.monotonic() - begin:.0f} s")
         at_once = None if options.data == "long" else measure_several(options, rows, rows_file, records)
-    summary = assemble(found, at_once)
+    also = {name: subject.against for name, subject in SUBJECTS.items() if subject.against}
+    summary = assemble(found, at_once, also)
     records.note({"summary": summary})
     print(json.dumps(summary), flush=True)
 

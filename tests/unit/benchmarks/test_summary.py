@@ -63,6 +63,15 @@ def test_a_peer_alone_is_no_line() -> None:
     assert assemble(runs("best", [10], method="full"))["full"] is None
 
 
+def test_a_method_that_no_peer_has_is_held_against_another_ones_peer_too() -> None:
+    found = runs("ours", [900, 800, 10], method="prefix-suffix-cached") + runs("best", [100], method="ptuning")
+    lines = assemble(found, also={"prefix-suffix-cached": "ptuning", "ia3": "ptuning"})
+    line = lines["prefix-suffix-cached"]
+    assert line is not None
+    assert (line["vs_best"], line["vs_best_ptuning"]) == (None, 8.0)
+    assert "ia3" not in lines
+
+
 def test_further_methods_and_several_at_once_have_their_place() -> None:
     found = assemble(runs("ours", [10], method="ia3"), {"time_vs_alone": 0.6, "memory_vs_one": 1.9})
     assert list(found) == [*KEYS[:-1], "ia3", KEYS[-1]]

@@ -124,6 +124,12 @@ def test_prompts_that_do_not_stand_in_front_are_refused(placement: Any, tmp_path
         PEFT.write(mine, tmp_path)
 
 
+def test_keys_and_values_behind_the_text_are_refused(tmp_path: Path) -> None:
+    mine = adapted(base_of("llama-tied"), Prefix(tokens=3, placement="suffix"))
+    with pytest.raises(Mismatch, match="'suffix'; PEFT's keys and values stand in front"):
+        PEFT.write(mine, tmp_path)
+
+
 @pytest.mark.parametrize("case", OURS)
 def test_every_key_that_is_written_is_one_of_pefts(case: str, tmp_path: Path) -> None:
     """Unknown keys PEFT drops with a warning."""
