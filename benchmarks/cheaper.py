@@ -178,7 +178,7 @@ def result(
         "epochs": epochs,
         "method": form.method,
         "config": dict(form.config),
-        "runs": [{key: entry[key] for key in kept} for entry in entries],
+        "runs": [{key: entry.get(key) for key in kept} for entry in entries],
         "less_the_whole_form": pair,
     }
 

@@ -71,7 +71,7 @@ class Work:
         added: operations a forward pass gains per token by the adapters (2A).
         virtual: m, computed once per step.
         keys: so many more are given, and computed by nobody; every token of a row sees them (cached: every computed one).
-        encoder: weights of what makes the virtual tokens, run over the m of them.
+        encoder: weights of what makes the virtual tokens, or the keys, run over each of them.
         cached: the virtual tokens stand behind the text, whose keys and values are there already: each row has its own
             m, and computes nothing but these and its answer.
     """
@@ -138,5 +138,5 @@ def step(shape: Shape, kind: str, work: Work) -> int:
     to_weights = 2 * shape.trunk * tokens if kind == "full" else 0
     head = (6 if kind == "full" else 4) * shape.head * work.supervised
     adapters = 3 * work.added * tokens
-    encoder = 6 * work.encoder * work.virtual
+    encoder = 6 * work.encoder * (work.keys or work.virtual)
     return forward + to_inputs + to_weights + head + adapters + encoder + 3 * attention_forward(shape, work)

@@ -116,7 +116,7 @@ def _flops(spec: Spec, base: Base, rows: list[Encoded], delta: Delta) -> list[in
                 added=budget.added_flops,
                 virtual=virtual,
                 keys=keys,
-                encoder=budget.trained - budget.stored if virtual else 0,
+                encoder=budget.trained - budget.stored if virtual or keys else 0,
                 cached=spec.again,
             ),
         )

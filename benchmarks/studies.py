@@ -43,8 +43,10 @@ def asked(benchmark: str, doc: str | None, parts: Sequence[str] = ()) -> Asked |
     parser.add_argument("study", nargs="?", choices=SHOWN)
     parser.add_argument("--rows", type=Path, metavar="FOLDER", help="where the rows of 'entities' are")
     parser.add_argument("--out", type=Path, help=f"folder of what is compared (default: runs/{benchmark}-STUDY)")
-    parser.add_argument("--only", choices=parts, metavar="NAME", help=f"a part by itself: {', '.join(parts) or 'none'}")
+    if parts:
+        parser.add_argument("--only", choices=parts, metavar="NAME", help=f"a part by itself: {', '.join(parts)}")
     options = parser.parse_args()
+    only = options.only if parts else None
     study = options.study
     if study is None:
         return None
@@ -52,8 +54,8 @@ def asked(benchmark: str, doc: str | None, parts: Sequence[str] = ()) -> Asked |
         parser.error("'entities' needs --rows FOLDER")
     rows = {split: reviews(split) if study == "reviews" else entities(options.rows, split) for split in Split}
     command = f"python -m benchmarks.{benchmark} {study}{' --rows FOLDER' if study == 'entities' else ''}"
-    command += f" --only {options.only}" if options.only else ""
-    return Asked(study, rows, options.out or Path(f"runs/{benchmark}-{study}"), command, options.only)
+    command += f" --only {only}" if only else ""
+    return Asked(study, rows, options.out or Path(f"runs/{benchmark}-{study}"), command, only)
 
 
 def reviews(split: Split) -> Iterator[Row]:

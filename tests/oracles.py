@@ -91,7 +91,7 @@ def logits_behind_keys(
     model: PreTrainedModel, text: Sequence[int], answer: Sequence[int], layers_n2PKd: Tensor, cues_CD: Tensor
 ) -> Tensor:
     """(1 + n, V) as above, of a model without windows: the text goes first, and what follows it (cues, then the answer) finds
-    given keys and values beside the text's own in transformers' cache."""
+    given keys and values beside the text's own in transformers' cache. They take P positions behind the text."""
     cache = DynamicCache(config=model.config)
     model(input_ids=torch.tensor([list(text)]), past_key_values=cache, use_cache=True)
     for layer, (keys, values) in zip(cache.layers, layers_n2PKd.transpose(-2, -3), strict=True):
@@ -99,7 +99,7 @@ def logits_behind_keys(
         layer.values = torch.cat([layer.values, values[None]], -2)
     answer_ND = model.get_input_embeddings()(torch.tensor(list(answer), dtype=torch.long))
     inputs = torch.cat([cues_CD, answer_ND])
-    positions = len(text) + torch.arange(len(inputs))
+    positions = len(text) + layers_n2PKd.shape[2] + torch.arange(len(inputs))
     output = model(inputs_embeds=inputs[None], past_key_values=cache, position_ids=positions[None])
     return output.logits[0, -1 - len(answer) :]
 
@@ -134,24 +134,20 @@ def stock_log_likelihood(
     return total
 
 
-def positions(spans: Sequence[Span], unplaced: int = 0) -> list[int]:
-    """Position of every packed token: it counts on from the end of the span's last parent. So many of the first spans take no
-    positions, and lie ahead of all rows."""
-    first = [sum(spans[p].length for p in span.parents if p >= unplaced) for span in spans]
-    first[:unplaced] = [-span.length for span in spans[:unplaced]]
-    return [at + i for span, at in zip(spans, first, strict=True) for i in range(span.length)]
+def positions(spans: Sequence[Span]) -> list[int]:
+    """Position of every packed token: it counts on from the end of the span's last parent."""
+    return [sum(spans[p].length for p in span.parents) + i for span in spans for i in range(span.length)]
 
 
-def visible(spans: Sequence[Span], window: int | None = None, unplaced: int = 0) -> list[set[int]]:
-    """Which packed tokens each packed token may see: its own span up to itself, and all of the span's parents."""
-    position = positions(spans, unplaced)
+def visible(spans: Sequence[Span], window: int | None = None) -> list[set[int]]:
+    """Which packed tokens each packed token may see: its own span up to itself, and all of the span's parents, where tokens
+    stand one after the other as a row has them."""
     seen = []
     for span in spans:
-        for n in range(span.start, span.start + span.length):
-            keys = set(range(span.start, n + 1))
-            for p in span.parents:
-                keys |= set(range(spans[p].start, spans[p].start + spans[p].length))
-            seen.append({m for m in keys if window is None or position[n] - position[m] < window})
+        before = [m for p in span.parents for m in range(spans[p].start, spans[p].start + spans[p].length)]
+        for n in range(span.length):
+            row = [*before, *range(span.start, span.start + n + 1)]
+            seen.append(set(row if window is None else row[-window:]))
     return seen
 
 

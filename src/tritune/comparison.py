@@ -37,7 +37,7 @@ from tritune.report.words import Lang
 from tritune.run import Training
 from tritune.search import choose
 from tritune.seeds import Trained, alone, further
-from tritune.spec import Given, MethodConfig, Scope, Strategy
+from tritune.spec import Given, MethodConfig, Scope, Strategy, defaults
 from tritune.tasks.base import Example, Split, Task
 from tritune.trial import TrainingRows, Trial, data_digests, training_rows
 
@@ -83,7 +83,8 @@ def compare(
     check(task, plan)
     _check_fit(base, configs)
     rows = _encoded(base, task, configs, plan)
-    found = Finished.begin(out, _document(base, task, plan, configs), progress)
+    since = {"configs": {kind: defaults(type(config)) for kind, config in configs.items()}}
+    found = Finished.begin(out, _document(base, task, plan, configs), progress, since)
     probe = ForgettingProbe(base, _most_virtual(configs))
     for name, shots in _prompting(task, plan):
         _measure_prompting(base, task, name, shots, found, progress)
@@ -209,9 +210,11 @@ def _measure_method(
         leader, search = choose((trial(first, rate) for rate in rates), len(rates), plan.search_share, progress)
         entry = _measure_run(alone(leader, progress), search, found, probe, progress)
     assert entry.learning_rate is not None
-    missing = [seed for seed in others if found.take(kind, seed) is None]
-    for run in further(partial(trial, rate=entry.learning_rate), others, missing, len(rates), progress):
-        _measure_run(run, entry.search, found, probe, progress)
+    missing = [seed for seed in others if not found.holds(kind, seed)]
+    runs = further(partial(trial, rate=entry.learning_rate), others, missing, len(rates), progress)
+    for seed in others:  # in the plan's order, whatever was there before
+        if found.take(kind, seed) is None:
+            _measure_run(next(runs), entry.search, found, probe, progress)
 
 
 def _rates(kind: str, plan: Plan) -> list[float]:

@@ -38,11 +38,14 @@ class Finished:
     _before: dict[tuple[str, int], tuple[Entry, Results]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, out: Path, plan: Mapping[str, object], progress: Progress) -> Self:
+    def begin(
+        cls, out: Path, plan: Mapping[str, object], progress: Progress, since: Mapping[str, object] | None = None
+    ) -> Self:
         """Start in a folder, or go on where an earlier start was stopped.
 
         Args:
             plan: everything that decides the figures, as plain data.
+            since: what settings mean that an earlier start may have been too early for.
 
         Raises:
             Mismatch: the folder has measurements of another plan; names every difference.
@@ -50,7 +53,7 @@ class Finished:
         found = cls(out)
         plan = json.loads(json.dumps(plan))
         if any((out / ENTRIES).glob("*.json")):
-            problems = differences(read_json(out / PLAN), plan)
+            problems = differences(read_json(out / PLAN), plan, since=since or {})
             hint = "Go on with what it was begun with, choose another folder, or start anew with --overwrite."
             Mismatch.check(f"{out} holds another comparison; nothing was changed.", problems, hint)
             found._read(progress)
@@ -69,6 +72,10 @@ class Finished:
             self._before[entry.method, entry.seed] = entry.model_copy(update=moved), results
         names = "; ".join(told("seed", progress.lang, method=method, seed=seed) for method, seed in self._before)
         progress.say(told("going_on", progress.lang, out=self.out, names=names))
+
+    def holds(self, method: str, seed: int) -> bool:
+        """Whether an earlier start measured it, and nobody has taken it over yet."""
+        return (method, seed) in self._before
 
     def take(self, method: str, seed: int) -> Entry | None:
         """What an earlier start measured; it counts as found from now on. None: it has to be measured."""

@@ -63,14 +63,19 @@ def further(
             yield alone(trial_of(seed), progress)
 
 
-def _together(trials: Sequence[Trial], wanted: Sequence[int], progress: Progress) -> Iterator[Trained]:
+def _together(trials: list[Trial], wanted: Sequence[int], progress: Progress) -> Iterator[Trained]:
     names = [_name([trial], progress) for trial in trials]
-    diverged = {t.seed: error for t, error in follow_together(trials, names, _name(trials, progress), progress)}
-    for trial in trials:
-        if trial.seed in wanted and trial.seed not in diverged:
-            yield Trained(trial, None, len(trials) - 1)
-    for seed, error in diverged.items():
-        raise Diverged(f"{trials[0].method.kind}, seed {seed}: {error}")
+    beside, kind = len(trials) - 1, trials[0].method.kind
+    diverged: dict[int, str] = {}
+    for trial, error in follow_together(trials, names, _name(trials, progress), progress):
+        diverged[trial.seed] = str(error)
+        name = _name([trial], progress)
+        progress.say(told("run_diverged", progress.lang, name=name, why=error))
+    trials[:] = [trial for trial in trials if trial.seed in wanted and trial.seed not in diverged]
+    while trials:
+        yield Trained(trials.pop(0), None, beside)
+    if lost := [seed for seed in wanted if seed in diverged]:
+        raise Diverged(" ".join(f"{kind}, seed {seed}: {diverged[seed]}" for seed in lost))
 
 
 def _name(trials: Sequence[Trial], progress: Progress) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -107,11 +108,25 @@ def digest(document: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> Iterator[Problem]:
-    """Every value in which two documents differ, by its path."""
+def defaults(kind: type[BaseModel]) -> dict[str, object]:
+    """What a document of this kind means where it says nothing."""
+    return kind.model_construct().model_dump(mode="json")
+
+
+def differences(
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+    path: str = "",
+    since: Mapping[str, object] = MappingProxyType({}),
+) -> Iterator[Problem]:
+    """Every value in which two documents differ, by its path.
+
+    Args:
+        since: what a key means that the older one may be too old to have.
+    """
     for key in {**old, **new}:
-        was, now = old.get(key), new.get(key)
+        was, now, later = old.get(key, since.get(key)), new.get(key), since.get(key)
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from differences(was, now, f"{path}{key}.")
+            yield from differences(was, now, f"{path}{key}.", later if isinstance(later, Mapping) else {})
         elif was != now:
             yield Problem(f"{path}{key}", f"was {was!r}, is {now!r}")

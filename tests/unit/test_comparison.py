@@ -154,17 +154,36 @@ def test_another_comparison_is_refused_with_every_difference(straight: tuple[Com
 
 
 @pytest.mark.parametrize("damage", ["adaptation", "examples"])
-def test_what_is_not_whole_is_measured_again(straight: tuple[Comparison, Any], tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_is_not_whole_is_measured_again(
+    straight: tuple[Comparison, Any], tmp_path: Path, damage: str, seed: int
+) -> None:
+    """And stands where it stood, to the bit."""
     out = tmp_path / "run"
-    shutil.copytree(Path(str(straight[0].entries[-1].adaptation)).parent.parent, out)
+    entry = next(e for e in straight[0].entries if (e.method, e.seed) == ("ptuning", seed))
+    shutil.copytree(Path(str(entry.adaptation)).parent.parent, out)
     if damage == "adaptation":
-        shutil.rmtree(out / "adaptations" / Path(str(straight[0].entries[-1].adaptation)).name)
+        shutil.rmtree(out / "adaptations" / Path(str(entry.adaptation)).name)
     else:
-        (out / "examples" / "ptuning-2.jsonl").write_text("")
+        (out / "examples" / f"ptuning-{seed}.jsonl").write_text("")
     said = StopsAfter(tmp_path, 99)
     found = compare(base_of(BASE), task_of(), PLAN, out, progress=said)
-    assert "ptuning-2 is not whole" in said.said[0]
+    assert f"ptuning-{seed} is not whole" in said.said[0]
     assert results(found) == results(straight)
+
+
+def test_a_setting_that_came_later_is_no_difference(straight: tuple[Comparison, Any], tmp_path: Path) -> None:
+    """A plan of a version before it goes on, and one that means something else is still refused."""
+    out = tmp_path / "run"
+    shutil.copytree(Path(str(straight[0].entries[-1].adaptation)).parent.parent, out)
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["configs"]["ptuning"].pop("placement") == "prefix"
+    (out / "plan.json").write_text(json.dumps(plan))
+    assert results(compare(base_of(BASE), task_of(), PLAN, out)) == results(straight)
+    (out / "plan.json").write_text(json.dumps(plan))
+    other = PLAN.model_copy(update={"configs": {"ptuning": tt.PTuning(placement="suffix")}})
+    found = problems_of(out, task_of(), other)
+    assert found == {"configs.ptuning.placement": "was 'prefix', is 'suffix'"}
 
 
 def test_a_folder_in_which_nothing_was_measured_is_begun_anew(tmp_path: Path) -> None:

@@ -89,8 +89,10 @@ def test_one_that_diverges_is_named_when_its_neighbours_are_there() -> None:
                 next(iter(made.delta.trainable().values())).fill_(float("nan"))
         return made
 
-    runs = further(spoiled, SEEDS, SEEDS, 3, Silent())
+    heard = Heard()
+    runs = further(spoiled, SEEDS, SEEDS, 3, heard)
     assert [next(runs).trial.seed, next(runs).trial.seed] == [1, 3]
+    assert [line.startswith("lora, seed 2 diverged. ") for line in heard.said] == [True]
     with pytest.raises(Diverged, match="lora, seed 2: "):
         next(runs)
 

@@ -19,7 +19,7 @@ from tritune.errors import Mismatch
 from tritune.finished import ADAPTATIONS, ENTRIES, EXAMPLES, PLAN
 from tritune.recipes import documents
 from tritune.recipes.settings import CompareSettings
-from tritune.spec import differences
+from tritune.spec import defaults, differences
 from tritune.store.files import read_json
 
 if TYPE_CHECKING:
@@ -58,11 +58,10 @@ def check_same(out: Path, settings: Mapping[str, object], data: Mapping[str, str
     """
     was = documents.parse((out / RUN).read_text(encoding="utf-8"), str(out / RUN))
     now = documents.parse(documents.text(settings), "settings")
-    later = {name: field.default for name, field in CompareSettings.model_fields.items() if field.default is not None}
-    was = {name: default for name, default in later.items() if name in now} | was  # settings that it was too early for
     if "dtype" not in now:
         was.pop("dtype", None)
-    problems = [*differences(was, now), *differences(read_json(out / PLAN)["data"], data, "data.")]
+    problems = list(differences(was, now, since=defaults(CompareSettings)))
+    problems += differences(read_json(out / PLAN)["data"], data, "data.")
     hint = "Choose another --out, or replace it with --overwrite."
     Mismatch.check(f"{out} holds another comparison, which is finished; nothing was changed.", problems, hint)
 

@@ -17,7 +17,7 @@ from tritune.progress import Progress
 from tritune.recipes import documents
 from tritune.recipes.settings import FuseSettings, TrainSettings
 from tritune.report.told import told
-from tritune.spec import differences
+from tritune.spec import defaults, differences
 from tritune.tasks.base import Split
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _check_same(settings: TrainSettings | FuseSettings, trial: Trial) -> None:
         Mismatch: with everything in which this run differs from the one that was begun.
     """
     now = documents.parse(documents.text(_came_to(trial)), "run")
-    problems = list(differences(settings.run or {}, now))
+    problems = list(differences(settings.run or {}, now, since={"config": defaults(type(trial.config))}))
     Mismatch.check("This is not the run that was begun.", problems, "Resume with its own settings, base and data.")
 
 

@@ -46,7 +46,8 @@ class Prefix(MethodConfig):
     text: words that describe the task, for start "text".
     dropout: share of the keys' and values' numbers set to zero while training (P-tuning v2).
     placement: "prefix": in front of the row; "suffix": behind its text, before the answer, for all that follows.
-    cues: for placement "suffix", C: virtual tokens behind the text that pass through the layers; null: 1.
+    cues: for placement "suffix", C: virtual tokens behind the text that pass through the layers; null: 1. They start as the
+        others do, from the last words of `text`.
     """
 
     tokens: int = Field(default=20, ge=1)
@@ -163,7 +164,7 @@ class PrefixMethod(Method[Prefix]):
         return Budget(trained=trained + cues, stored=stored + cues, stored_bytes=4 * (stored + cues))
 
     def virtual_tokens(self, config: Prefix) -> int:
-        return config.n_cues or config.tokens  # keys and values behind a text take no positions
+        return config.tokens + config.n_cues
 
     def prompts(self, config: Prefix) -> Sequence[Place]:
         return ("behind the text",) if config.n_cues else ("in front of the text",)
@@ -214,7 +215,8 @@ def _cues(config: Prefix, base: Base, rng: torch.Generator) -> Tensor | None:
         return None
     if config.start == "random":
         return torch.randn(config.n_cues, base.d_embedding, generator=rng)
-    embedded_CD: Tensor = base.embedding(start_ids(base, config.n_cues, config.text, rng).to(base.device))
+    ids_C = start_ids(base, config.n_cues, config.text, rng, end=True)
+    embedded_CD: Tensor = base.embedding(ids_C.to(base.device))
     return embedded_CD.detach().float().cpu()
 
 

@@ -253,6 +253,7 @@ class StackMethod(Method[Stack]):
         Stack(parts=(Bottleneck(reduction_factor=8.0), Bottleneck(placement="double_seq"), LoRA(rank=2))),  # type: ignore[arg-type]
         Stack(parts=(PTuning(tokens=3, hidden=8), LoRA(rank=2, roles=(Role.ATTN_V,)), IA3())),  # type: ignore[arg-type]
         Stack(parts=(Prefix(tokens=3), PTuning(tokens=2, encoder="none", placement="suffix"), Bottleneck())),  # type: ignore[arg-type]
+        Stack(parts=(PTuning(tokens=2, encoder="none"), Prefix(tokens=3, placement="suffix"), LoRA(rank=2))),  # type: ignore[arg-type]
     )
 
     def budget(self, config: Stack, base: Base) -> Budget:

@@ -24,11 +24,17 @@ def check_text(start: Start, text: str | None) -> None:
         raise ValueError('\'text\' goes with start "text", and start "text" needs it')
 
 
-def start_ids(base: Base, tokens: int, text: str | None, rng: torch.Generator | None = None) -> Tensor:
-    """Token ids (P) to start from: those of `text`, repeated or cut, or drawn from the frequent ones."""
+def start_ids(
+    base: Base, tokens: int, text: str | None, rng: torch.Generator | None = None, *, end: bool = False
+) -> Tensor:
+    """Token ids (P) to start from: those of `text`, repeated or cut, or drawn from the frequent ones.
+
+    Args:
+        end: the last ones of the text, where its end is what an answer follows.
+    """
     if text is not None:
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return torch.tensor([ids[i % len(ids)] for i in range(tokens)])
+        return torch.tensor([ids[(i - tokens if end else i) % len(ids)] for i in range(tokens)])
     special = set(base.tokenizer.all_special_ids)
     # In most vocabularies the first tokens are the frequent ones.
     frequent = [i for i in range(min(FREQUENT, base.embedding.num_embeddings)) if i not in special]

@@ -108,12 +108,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class DeepSegment:
-    """Keys and values beside every row of one adaptation, for every layer. They are what attention sees there: no positions
-    are applied to them.
+    """Keys and values beside every row of one adaptation, for every layer. They take P positions, and are what attention sees
+    there: no positions are applied to them.
 
-    In front, all of a row sees them, and they take P positions. Behind its text only what follows the text does: first of
-    all the virtual tokens of a `Segment` behind it, of which at least one has to be there, since the end of the text no
-    longer says what comes next. They take no positions; to a sliding window they lie ahead of the row.
+    In front, all of a row sees them. Behind its text only what follows the text does: first of all the virtual tokens of a
+    `Segment` behind it, of which at least one has to be there, since the end of the text no longer says what comes next.
     """
 
     layers_n2PKd: Tensor

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
 from types import MappingProxyType
 
@@ -139,7 +139,12 @@ def build(
     n_given = sum(piece.length for piece in pieces if piece.given)
     past = [sum(spans[p].length for p in span.parents) for span in spans]
     computed = [i for i, piece in enumerate(pieces) if not piece.given]
-    positions = _positions(pieces, spans)
+    positions = torch.cat(
+        [
+            torch.arange(past[i], past[i] + spans[i].length)
+            for i in sorted(range(len(spans)), key=lambda i: spans[i].start)
+        ]
+    )
     groups, order = [], [torch.empty(0, dtype=torch.long)]
     for members in _grouped(spans, past, computed) if grouped else ():
         group = _group(spans, members, positions, n_given)
@@ -165,16 +170,6 @@ def build(
         rows=rows_of(spans, computed, device) if (device.type == "cuda" if varlen is None else varlen) else None,
         n_filling=n_filling,
     )
-
-
-def _positions(pieces: Sequence[Piece], spans: Sequence[Span]) -> Tensor:
-    """Of all keys (M): they count from the first one that takes a position of its row; others lie ahead of all rows."""
-    first = [
-        sum(pieces[p].length for p in piece.parents if pieces[p].placed) if piece.placed else -piece.length
-        for piece in pieces
-    ]
-    in_order = sorted(range(len(spans)), key=lambda i: spans[i].start)
-    return torch.cat([torch.arange(first[i], first[i] + spans[i].length) for i in in_order])
 
 
 def _runs(computed: Sequence[Piece]) -> dict[int, tuple[slice, ...]]:
@@ -224,31 +219,38 @@ def _close(short: int, long: int) -> bool:
 
 
 def _group(spans: Sequence[Span], members: Sequence[int], positions_M: Tensor, n_given: int) -> Group:
-    """`positions_M` of all keys, the given ones first."""
+    """`positions_M` of all tokens, given ones first. What all members see comes first among their keys, wherever it is."""
     L = max(spans[i].length for i in members)
     common = _common([spans[i].parents for i in members])
     shared_P = _tokens(spans, common)
     n_copied = len(shared_P) if len(shared_P) <= FEW else 0
-    if n_copied:
-        common, shared_P = (), shared_P[:0]
-    keys = [_tokens(spans, (*spans[i].parents[len(common) :], i)) for i in members]
-    S = max(map(len, keys))
+    n_shared = 0 if n_copied else len(shared_P)
+    lines = [(*common, *(p for p in spans[i].parents if p not in common), i) for i in members]
+    keys = [_tokens(spans, line) for line in lines]
+    T = max(map(len, keys))
     query_BL = torch.stack([_ramp(spans[i], L) for i in members])
-    key_BS = torch.zeros(len(members), S, dtype=torch.long)
-    key_position_BS = torch.full((len(members), S), NEVER)
-    for row, index in enumerate(keys):
-        key_BS[row, : len(index)] = index
-        key_position_BS[row, : len(index)] = positions_M[index]
-    key_position_BT = torch.cat([positions_M[shared_P].expand(len(members), -1), key_position_BS], 1)
+    key_BT = torch.zeros(len(members), T, dtype=torch.long)
+    key_position_BT = torch.full((len(members), T), NEVER)
+    for row, (i, line, index) in enumerate(zip(members, lines, keys, strict=True)):
+        key_BT[row, : len(index)] = index
+        key_position_BT[row, : len(index)] = _positions(spans, i, line)
+    key_BS, shared_P = key_BT[:, n_shared:], shared_P[:n_shared]
     real = torch.stack([torch.arange(L) < spans[i].length for i in members])
     kept = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
     return Group(query_BL - n_given, shared_P, key_BS, positions_M[query_BL], key_position_BT, kept, n_copied)
 
 
 def _common(parents: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all begin with."""
-    same = [len(set(column)) == 1 for column in zip(*parents, strict=False)]
-    return parents[0][: same.index(False) if False in same else len(same)]
+    """What all see, in the order of the first."""
+    every = set(parents[0]).intersection(*parents[1:])
+    return tuple(p for p in parents[0] if p in every)
+
+
+def _positions(spans: Sequence[Span], i: int, line: Sequence[int]) -> Tensor:
+    """Where the tokens of what a span sees, and its own, stand in its row; of spans in the order of `line`."""
+    seen = (*spans[i].parents, i)
+    first = dict(zip(seen, accumulate((spans[p].length for p in seen), initial=0), strict=False))
+    return torch.cat([torch.arange(first[p], first[p] + spans[p].length) for p in line])
 
 
 def _tokens(spans: Sequence[Span], indexes: Sequence[int]) -> Tensor:

@@ -89,7 +89,7 @@ class Virtual:
     @property
     def none(self) -> bool:
         """Whether there are no segments at all."""
-        return not (self._front or self._behind or self._deep)
+        return not (self._front or self._behind or self._deep or self._deep_behind)
 
     def texts_stand(self, edits: Edits) -> bool:
         """Whether the rows' texts depend on nothing that is learned: these segments, which are those of `edits`, stand behind

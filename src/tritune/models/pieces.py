@@ -52,7 +52,6 @@ class Piece:
     slot: int
     source: tuple[tuple[int, int], ...] = ()
     given: bool = False
-    placed: bool = True  # takes positions of the rows that see it
     end: tuple[int, int] | None = None  # last token of the text before it, and the last virtual one that answers for it
 
 
@@ -64,8 +63,8 @@ def pieces_of(
     deep_behind: Lengths,
     texts_given: bool,
 ) -> list[Piece]:
-    """Segments in front, then the batch's spans, each behind its own slot's segment. A span whose text has virtual tokens
-    behind it becomes two: the text, and what follows."""
+    """Segments whose keys are given, those in front, then the batch's spans, each behind its own slot's segment. A span whose
+    text has virtual tokens behind it becomes two: the text, and what follows, which sees the keys behind the text too."""
     _check_slots(batch, front, behind, deep, deep_behind)
     pieces: list[Piece] = []
     first: dict[int | None, int] = {}
@@ -74,7 +73,7 @@ def pieces_of(
     for place, lengths in ((first, deep), (keys_behind, deep_behind)):
         for slot, length in lengths.items():
             place[slot] = len(pieces)
-            pieces.append(Piece(length, (), _number(slot), given=True, placed=place is first))
+            pieces.append(Piece(length, (), _number(slot), given=True))
     for slot, length in front.items():
         first[slot] = len(pieces)
         pieces.append(Piece(length, (), _number(slot), ((at, length),)))
@@ -85,9 +84,6 @@ def pieces_of(
     for i, span in enumerate(batch.spans):
         own = None if batch.slots is None else batch.slots[i]
         parents = (*_of(own, first), *(q for p in span.parents for q in became[p]))
-        keys = _of(own, keys_behind)
-        if any(batch.spans[p].text is not None for p in span.parents):
-            parents = (*keys, *parents)
         key = own if own in behind else None
         P = behind.get(key, 0)
         start = at + span.start
@@ -100,10 +96,9 @@ def pieces_of(
         follows = tuple((run, n) for run, n in runs if n)
         if follows:
             end = (span.start + span.text - 1, runs[0][0] + P - 1) if P else None
-            text = len(pieces) - 1
-            became[-1] = (text, len(pieces))
-            n = sum(n for _, n in follows)
-            pieces.append(Piece(n, (*keys, *parents, text), _number(own), follows, end=end))
+            text = (len(pieces) - 1, *_of(own, keys_behind))
+            became[-1] = (*text, len(pieces))
+            pieces.append(Piece(sum(n for _, n in follows), (*parents, *text), _number(own), follows, end=end))
         if P:
             next_behind[key] += P
     return pieces

@@ -15,8 +15,8 @@ from tritune.spec import Strategy
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method over its seeds: means of what was measured, peaks the highest; what training costs, of the runs that had
-    the base to themselves.
+    """One method over its seeds: means of what was measured, peaks the highest; time of training and memory are those of the
+    runs that had the base to themselves.
 
     `index` is its place among the baselines or among the methods; plots choose colour and marker by it.
     """
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def _by_themselves(self) -> list[Entry]:
-        """Runs that shared no pass with others: what training costs whoever wants one."""
+        """Runs that shared no pass with others, but for the search: what training costs whoever wants one."""
         return [entry for entry in self.entries if not entry.trained_beside] or list(self.entries)
 
     @property
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def eval_peak_bytes(self) -> int:
-        return max(entry.eval_peak_bytes for entry in self.entries)
+        return max(entry.eval_peak_bytes for entry in self._by_themselves)
 
     @property
     def forgetting(self) -> float | None:

@@ -51,6 +51,7 @@ TOLD: Mapping[str, tuple[str, str]] = {
         "строк обучения {train}, тестовых {test}: столько эта машина успеет примерно за {minutes} мин (--minutes)",
     ),
     "diverged": ("{method}: rate {rate} diverged. {why}", "{method}: при скорости {rate} обучение разошлось. {why}"),
+    "run_diverged": ("{name} diverged. {why}", "{name}: обучение разошлось. {why}"),
     "stopped_early": ("{name}: stopped early, no better on dev", "{name}: остановлено раньше, на dev уже не лучше"),
     "going_on": (
         "going on in {out}; taken over, measured before: {names}",

@@ -122,6 +122,14 @@ def test_texts_that_are_remembered_change_no_number(name: str) -> None:
             torch.testing.assert_close(gradient, results[0][1][parameter], rtol=1e-3, atol=2e-5)
 
 
+def test_cues_start_from_the_last_words_of_a_text() -> None:
+    base = base_of("llama")
+    config = Prefix(tokens=3, start="text", text="abc", placement="suffix", cues=2)
+    cues = method_of(config).init(config, base, torch.Generator()).export()["cues"]
+    words = base.tokenizer("bc", add_special_tokens=False)["input_ids"]
+    assert torch.equal(cues, base.embedding(torch.tensor(words)).float())
+
+
 def test_cues_go_with_suffix() -> None:
     with pytest.raises(BadSettings, match="cues"):
         Prefix(cues=2)

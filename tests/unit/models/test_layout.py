@@ -173,8 +173,6 @@ def written_out(
             at += P
     for span, slot in zip(spans, slots, strict=True):
         parents = (*first.get(slot, ()), *(q for p in span.parents for q in became[p]))
-        if any(spans[p].text for p in span.parents):
-            parents = (*keys.get(slot, ()), *parents)
         P, cut = behind.get(slot, 0), span.text or span.length
         virtual = P if span.text else 0
         out.token |= {span.start + i: at + i + (virtual if i >= cut else 0) for i in range(span.length)}
@@ -187,10 +185,9 @@ def written_out(
         became.append((len(out.spans),))
         out.spans.append(Span(at, cut, parents))
         if span.length + virtual > cut:
-            text = len(out.spans) - 1
-            became[-1] = (text, len(out.spans))
-            seen = (*keys.get(slot, ()), *parents, text)
-            out.spans.append(Span(at + cut, span.length + virtual - cut, seen))
+            text = (len(out.spans) - 1, *keys.get(slot, ()))
+            became[-1] = (*text, len(out.spans))
+            out.spans.append(Span(at + cut, span.length + virtual - cut, (*parents, *text)))
         at += span.length + virtual
     return out
 
@@ -253,8 +250,8 @@ def test_keys_behind_a_text_are_seen_by_what_follows_it_alone(
         return
     layout = build(batch_of(spans, slots), {}, CPU, behind=behind, deep_behind=deep, texts_given=texts_given)
     order = [*given_, *computed]
-    assert layout.positions_N.tolist() == [oracles.positions(whole.spans, len(deep))[i] for i in computed]
-    seen = oracles.visible(whole.spans, window, len(deep))
+    assert layout.positions_N.tolist() == [oracles.positions(whole.spans)[i] for i in computed]
+    seen = oracles.visible(whole.spans, window)
     assert relation(layout, window, len(given_)) == [{order.index(key) for key in seen[i]} for i in computed]
     for i, packed in enumerate(layout.asked.tolist()):
         wanted = whole.answers_for.get(i, whole.token[i])
