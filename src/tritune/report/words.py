@@ -35,8 +35,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "dash": ("–", "–"),
     "seeds_note": (
         "Scores are means over {seeds} seeds, intervals the mean of the seeds' intervals; below, the range of the "
-        "seeds.",
-        "Оценка — среднее по запускам (seed: {seeds}), интервал — среднее их интервалов, под ним размах по запускам.",
+        "seeds. Time and memory are those of runs that shared no pass over the base with others.",
+        "Оценка — среднее по запускам (seed: {seeds}), интервал — среднее их интервалов, под ним размах по запускам. "
+        "Время и память — запусков, которые шли через модель отдельно от других.",
     ),
     # the narrow table of the terminal: two lines a row, these head the columns
     "head_method": ("Method\nstrategy", "Метод\nстратегия"),
