@@ -185,7 +185,8 @@ def result(
 
 def page() -> str:
     """All results in words and tables."""
-    studies = [(study, file) for study in SHOWN for file in sorted(RESULTS.glob(f"cheaper-{study}*.json"))]
+    files = sorted(RESULTS.glob("cheaper-*.json"), key=lambda file: (len(file.stem), file.stem))
+    studies = [(study, file) for study in SHOWN for file in files if file.stem.startswith(f"cheaper-{study}")]
     parts = [section(study, json.loads(file.read_text("utf-8"))) for study, file in studies]
     return "\n".join(["# What cheaper forms cost", "", "Written by `python -m benchmarks.cheaper`.", *parts])
 
