@@ -61,17 +61,16 @@ MUTATIONS = (
     Mutation(
         "of rows that are packed together only the first sees its prompt (trl)",
         "models/pieces.py",
-        "mine = first.get(own, first.get(None))",
-        "mine = first.get(own, first.get(None)) if i == 0 else None",
+        "parents = (*_of(own, first), ",
+        "parents = (*(_of(own, first) if i == 0 else ()), ",
         _tests("test_packed_rows_each_see_their_own_prompt", "test_a_row_answers_alone_as_in_any_batch"),
     ),
     Mutation(
         "a layer that runs again in the backward finds its prefix used up (peft#869)",
         "models/past.py",
-        "        return torch.cat([k_MKd, k_NKd]), torch.cat([v_MKd, v_NKd])",
-        "        gone = 0 * self._layers[layer]\n"
-        "        self._layers = (*self._layers[:layer], gone, *self._layers[layer + 1 :])\n"
-        "        return torch.cat([k_MKd, k_NKd]), torch.cat([v_MKd, v_NKd])",
+        "        return torch.cat([*(kv[0] for kv in given), k_NKd])",
+        "        self._given = tuple((*of[:layer], 0 * of[layer], *of[layer + 1 :]) for of in self._given)\n"
+        "        return torch.cat([*(kv[0] for kv in given), k_NKd])",
         _tests(
             *_cases(
                 "test_activation_checkpointing_changes_no_gradient_of_a_prompt",
