@@ -1,9 +1,9 @@
 """Several adaptations trained in one pass over one frozen base: each has its own rows, rate, schedule, clipping and end.
 
-In lock-step by optimizer steps: the next micro-batches of all runs are packed into one batch, in which every row carries
-its run's number as its slot. Each run equals itself trained alone up to rounding, what it draws at random on a CPU
-included: every run has its own generator. (Dropout in bf16 draws more alone, for tokens that nobody reads:
-`round_numbers.py`.) Knows no method.
+In lock-step by optimizer steps: the next micro-batches of the runs are packed into batches, in which every row carries its
+run's number as its slot: all into one, or as many as gain by sharing a pass. Each run equals itself trained alone up to
+rounding, what it draws at random on a CPU included: every run has its own generator. (Dropout in bf16 draws more alone, for
+tokens that nobody reads: `round_numbers.py`.) Knows no method.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from tritune.models.pretrained import Base
 from tritune.text.pack import training_batch
 from tritune.train.memory import sweep, tidied
 from tritune.train.trainer import Event, Job, Trainer
+
+#: tokens of several runs that go through the base at once: more gain no time (docs/performance.md), and take more memory. A
+#: GPU, where launching kernels takes as long for many as for few, wants more of them.
+TOKENS, TOKENS_OF_GPU = {"cpu": 1024}, 16384
 
 
 def train_together(
@@ -152,16 +156,31 @@ def _step(base: Base, runs: Mapping[int, _Run]) -> dict[int, Event] | None:
 def _backward(base: Base, runs: Mapping[int, _Run]) -> bool:
     """Leaves every run's gradients and loss; whether all losses are finite. Runs may have different numbers of
     micro-batches: the first ones go together, then the second ones, and so on."""
-    with base.bind(_Apart(runs)):
-        for n in range(max(len(run.due) for run in runs.values())):
-            here = {i: run for i, run in runs.items() if n < len(run.due)}
-            losses_S = _losses(base, here, n)
-            for run, loss in zip(here.values(), losses_S.tolist(), strict=True):
-                run.loss += loss
-            if not all(math.isfinite(run.loss) for run in here.values()):
-                return False
-            losses_S.sum().backward()  # type: ignore[no-untyped-call]
+    for n in range(max(len(run.due) for run in runs.values())):
+        for here in _passes({i: run for i, run in runs.items() if n < len(run.due)}, n, base.device.type):
+            with base.bind(_Apart(here)):
+                losses_S = _losses(base, here, n)
+                for run, loss in zip(here.values(), losses_S.tolist(), strict=True):
+                    run.loss += loss
+                if not all(math.isfinite(run.loss) for run in here.values()):
+                    return False
+                losses_S.sum().backward()  # type: ignore[no-untyped-call]
     return True
+
+
+def _passes(runs: Mapping[int, _Run], n: int, device: str) -> Iterator[dict[int, _Run]]:
+    """Runs whose n-th micro-batches go through the base at once; their gradients are their own, so it is all the same to
+    them. A micro-batch with more tokens than that goes alone."""
+    here: dict[int, _Run] = {}
+    left = most = TOKENS.get(device, TOKENS_OF_GPU)
+    for i, run in runs.items():
+        tokens = run.trainer.tokens([run.due[n]])
+        if here and tokens > left:
+            yield here
+            here, left = {}, most
+        here[i] = run
+        left -= tokens
+    yield here
 
 
 def _losses(base: Base, runs: Mapping[int, _Run], n: int) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.laws.conftest import training_rows
 from tests.oracles import base_of
@@ -16,11 +18,13 @@ from tritune.methods.bottleneck import Bottleneck
 from tritune.methods.full import Full
 from tritune.methods.lora import LoRA
 from tritune.methods.ptuning import PTuning
+from tritune.models.base import Batch
+from tritune.models.pretrained import Base
 from tritune.run import Training
 from tritune.spec import MethodConfig
 from tritune.train.loop import Event, Measured, train
 from tritune.train.state import TrainState
-from tritune.train.together import train_together
+from tritune.train.together import TOKENS, train_together
 from tritune.train.trainer import Job
 
 BASE = "llama-tied"
@@ -69,7 +73,19 @@ def same_tensors(got: TrainState, want: TrainState) -> None:
         torch.testing.assert_close(got.tensors[name], tensor, **TOLERANCE, msg=name)
 
 
-def test_each_equals_itself_trained_alone() -> None:
+@pytest.mark.parametrize("most", [10**6, 130, 1])
+def test_each_equals_itself_trained_alone(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all share a pass, some do, or each has its own."""
+    monkeypatch.setitem(TOKENS, "cpu", most)
+    passes: list[tuple[int, int]] = []
+    logits = Base.logits
+
+    def seen(self: Base, batch: Batch, *args: Any, **options: Any) -> Tensor:
+        if torch.is_grad_enabled() and batch.slots is not None:
+            passes.append((len(batch.tokens_N), len(set(batch.slots))))
+        return logits(self, batch, *args, **options)
+
+    monkeypatch.setattr(Base, "logits", seen)
     apart: list[list[TrainState]] = [[] for _ in range(4)]
     together: list[list[TrainState]] = [[] for _ in range(4)]
     wanted = [alone(job) for job in jobs(apart)]
@@ -88,6 +104,8 @@ def test_each_equals_itself_trained_alone() -> None:
         assert len(together[i]) == len(apart[i])
         for state, other in zip(together[i], apart[i], strict=True):
             same_tensors(state, other)
+    assert all(tokens <= most or runs == 1 for tokens, runs in passes)
+    assert max(runs for _, runs in passes) == {10**6: 4, 130: 3, 1: 1}[most]
 
 
 def test_a_run_goes_on_alone_from_a_state_of_several() -> None:
