@@ -26,7 +26,7 @@ from tritune.train.memory import sweep, tidied
 from tritune.train.trainer import Event, Job, Trainer
 
 #: tokens of several runs that go through the base at once: more gain no time (docs/performance.md), and take more memory. A
-#: GPU, where launching kernels takes as long for many as for few, wants more of them.
+#: GPU, where launching kernels takes as long for many as for few, wants more of them; how many was not measured.
 TOKENS, TOKENS_OF_GPU = {"cpu": 1024}, 16384
 
 
